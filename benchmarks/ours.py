@@ -1,0 +1,66 @@
+"""csm itself through the code that its commands run: `Backend.frame_generator` and `Backend.trainer`."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from benchmarks.work import LEARNING_RATE, WEIGHT_DECAY, Arrays
+from csm.backend import Backend, FrameGenerator, Sampling, Trainer, choose_backend
+from csm.data.batches import Batch
+from csm.frames import text_rows
+from csm.model_folder import ModelFolder, open_folder
+from csm.recipe import Recipe
+
+RECIPE = Recipe(learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, max_grad_norm=0.0, embeddings_rate=1.0)
+
+
+def load(folder: str, dtype: str, threads: int) -> OurPeer:
+    """The adapter."""
+    opened = open_folder(folder)
+    return OurPeer(opened, choose_backend(opened, "cpu", dtype, threads))
+
+
+class OurPeer:
+    """See `benchmarks.work.Peer`."""
+
+    def __init__(self, folder: ModelFolder, backend: Backend):
+        self.folder, self.backend = folder, backend
+
+    @cached_property
+    def generator(self) -> FrameGenerator:
+        return self.backend.frame_generator(self.folder)
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        return self.backend.trainer(self.folder, RECIPE)
+
+    def train_step(self, batch: Arrays, lora: bool, decoder_fraction: float) -> float:
+        if lora:
+            raise NotImplementedError("csm trains no LoRA adapters yet; measure train-full.")
+        return self.trainer.step([batch_of(batch)], LEARNING_RATE)["loss"]
+
+    def generate(self, text_ids: np.ndarray, frames: int) -> np.ndarray:
+        """One prompt after the other: csm speaks for one listener."""
+        codebooks = self.folder.config.num_codebooks
+        spoken = (self.generator.frames(text_rows(ids, codebooks), Sampling(0.0), frames) for ids in text_ids)
+        return np.stack([np.stack(list(codes)) for codes in spoken])
+
+
+def batch_of(arrays: Arrays) -> Batch:
+    """The harness's arrays as the trainer's batch: every audio frame is a target."""
+    examples, text = arrays["text_ids"].shape
+    frames, codebooks = arrays["codes"].shape[1:]
+    flat = np.arange(examples * (text + frames)).reshape(examples, -1)
+    return Batch(
+        shape=flat.shape,
+        text_at=flat[:, :text].ravel(),
+        text_ids=arrays["text_ids"].ravel(),
+        audio_at=flat[:, text:].ravel(),
+        codes=arrays["codes"].reshape(-1, codebooks),
+        targets=np.arange(examples * frames),
+        depth=np.flatnonzero(arrays["depth_frames"]),
+        example_of=np.repeat(np.arange(examples), frames),
+        keys=tuple(bytes([example]) for example in range(examples)),
+    )

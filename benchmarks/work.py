@@ -1,0 +1,105 @@
+"""What is measured: the same arrays for every implementation, and one timed round over them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from benchmarks.shapes import SHAPES
+
+WORKS = ("generate", "train-full", "train-lora")
+TEXT_TOKENS, TRAIN_FRAMES = 40, 125
+LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01
+
+Arrays = dict[str, np.ndarray]
+Result = TypeVar("Result")
+
+
+class Peer(Protocol):
+    """An implementation, as its adapter `load(folder, dtype, threads)` gives it.
+
+    A peer is asked for one kind of work in its life; for a kind it does not know it raises NotImplementedError with a
+    sentence.
+    """
+
+    def train_step(self, batch: Arrays, lora: bool, decoder_fraction: float) -> float:
+        """One update on `batch` (see `training_batch`); the loss before it.
+
+        loss = mean cross entropy of code 0 over all frames + mean over codes 1..K-1 of `depth_frames`. The update is
+        AdamW's (rate 1e-4, betas 0.9 0.999, eps 1e-8, decay 0.01 but none on norms and embeddings) of all but the codec,
+        or with `lora` of the adapter in FOLDER/lora alone (r 8, alpha 16). `decoder_fraction` is the share of frames
+        that `depth_frames` marks.
+        """
+        ...
+
+    def generate(self, text_ids: np.ndarray, frames: int) -> np.ndarray:
+        """text_ids (B, T) -> greedy codes (B, frames, K)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """One implementation at one work: everything that its process must know."""
+
+    impl: str
+    work: str
+    config: str
+    folder: str
+    dtype: str
+    threads: int
+    batch: int
+    frames: int
+    decoder_fraction: float
+    warmup: int
+
+
+def prompt(config: str, batch: int) -> np.ndarray:
+    """Plain text ids (batch, 40) int64."""
+    return np.random.default_rng(1).integers(0, SHAPES[config].plain_ids, (batch, TEXT_TOKENS))
+
+
+def training_batch(config: str, batch: int, fraction: float) -> Arrays:
+    """Text rows `text_ids` (B, T), then audio rows `codes` (B, F, K); `depth_frames` (B, F) bool marks those that train
+    the depth decoder, as many as transformers' processor would keep."""
+    draw = np.random.default_rng(2)
+    codes = draw.integers(1, 2048, (batch, TRAIN_FRAMES, SHAPES[config].codebooks))
+    depth = np.ones(batch * TRAIN_FRAMES, bool)
+    depth[draw.permutation(depth.size)[: int(depth.size * (1 - fraction))]] = False
+    return {
+        "text_ids": prompt(config, batch),
+        "codes": codes,
+        "depth_frames": depth.reshape(batch, TRAIN_FRAMES),
+    }
+
+
+def round_of_work(job: Job, peer: Peer) -> Callable[[], dict[str, Any]]:
+    """A function that does the job's work once and gives its times and its result."""
+    if job.work == "generate":
+        text_ids = prompt(job.config, job.batch)
+        return lambda: _generation(peer, text_ids, job.frames)
+    batch = training_batch(job.config, job.batch, job.decoder_fraction)
+    return lambda: _update(peer, batch, job.work == "train-lora", job.decoder_fraction)
+
+
+def _update(peer: Peer, batch: Arrays, lora: bool, fraction: float) -> dict[str, Any]:
+    seconds, cpu, loss = _timed(lambda: float(peer.train_step(batch, lora, fraction)))
+    return {"seconds": seconds, "cpu_seconds": cpu, "loss": loss}
+
+
+def _generation(peer: Peer, text_ids: np.ndarray, frames: int) -> dict[str, Any]:
+    """The first frame is a call for one frame: the one way every implementation can be asked for it alike."""
+    first, _, _ = _timed(lambda: np.asarray(peer.generate(text_ids, 1)))
+    seconds, cpu, codes = _timed(lambda: np.asarray(peer.generate(text_ids, frames)))
+    if codes.shape[:2] != (len(text_ids), frames):
+        raise ValueError(f"generate gave codes of shape {codes.shape} where {frames} frames were asked for")
+    return {"seconds": seconds, "cpu_seconds": cpu, "first_frame_seconds": first, "codes": codes.tolist()}
+
+
+def _timed(function: Callable[[], Result]) -> tuple[float, float, Result]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = function()
+    return time.perf_counter() - wall, time.process_time() - cpu, result

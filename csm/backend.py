@@ -1,0 +1,109 @@
+"""The cut between what is written once and what each backend writes as its own framework would.
+
+Above it everything is numpy; below it a backend gives three things: a trainer, a frame generator, a codec's device. torch is
+the only backend so far; its modules are imported here, when they are asked for, and nowhere else above the cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from csm.data.batches import Batch
+from csm.frames import Frames
+from csm.model_folder import ModelFolder
+from csm.recipe import Recipe
+
+if TYPE_CHECKING:
+    from csm.codec import Codec
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How codes are drawn: `temperature` 0 is greedy; `top_k` 0 is all codes; the seed makes it repeatable."""
+
+    temperature: float = 0.9
+    top_k: int = 50
+    seed: int = 0
+
+
+class FrameGenerator(Protocol):
+    """A model made ready to speak."""
+
+    capacity: int
+
+    def frames(self, prompt: Frames, sampling: Sampling, limit: int) -> Iterator[np.ndarray]:
+        """Yield frames of codes `(K,)` until the end frame, which is not given out, or `limit` of them."""
+        ...
+
+
+class Trainer(Protocol):
+    """One optimiser over one model; see `csm.torch.trainer.Trainer`."""
+
+    @property
+    def trained_names(self) -> set[str]: ...
+
+    def step(self, batches: Sequence[Batch], learning_rate: float) -> dict[str, float]: ...
+
+    def score(self, batch: Batch) -> dict[str, np.ndarray]: ...
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
+    def save_model(self, unchanged: Path, out: Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend on a device, chosen once; `reason` is printed."""
+
+    device: str
+    dtype: str
+    reason: str
+
+    def frame_generator(self, folder: ModelFolder) -> FrameGenerator:
+        """The folder's model, ready to speak."""
+        from csm.torch.checkpoint import load_model
+        from csm.torch.device import DTYPES
+        from csm.torch.generate import TorchFrameGenerator
+
+        return TorchFrameGenerator(load_model(folder, self.device, DTYPES[self.dtype]))
+
+    def trainer(self, folder: ModelFolder, recipe: Recipe) -> Trainer:
+        """A trainer over the folder's model; parameters in fp32, activations in this backend's dtype."""
+        import torch
+
+        from csm.torch.checkpoint import load_model
+        from csm.torch.device import DTYPES
+        from csm.torch.trainer import TorchTrainer
+
+        return TorchTrainer(load_model(folder, self.device, torch.float32), recipe, DTYPES[self.dtype])
+
+    def write_unchanged(self, folder: ModelFolder, trained: set[str], out: Path) -> None:
+        """Write what a run leaves alone into the new folder `out`, for its checkpoints to share."""
+        from csm.torch.checkpoint import write_unchanged
+
+        write_unchanged(folder, trained, out)
+
+    def codec(self, folder: ModelFolder) -> Codec:
+        """The folder's codec, in fp32 on this backend's device."""
+        from csm.codec import load_codec
+        from csm.torch.checkpoint import codec_tensors
+
+        tensors = codec_tensors(folder)
+        return load_codec(dict(folder.config.codec), tensors, self.device, num_codebooks=folder.config.num_codebooks)
+
+
+def choose_backend(
+    folder: ModelFolder, device: str = "auto", dtype: str = "auto", threads: int | None = None, training: bool = False
+) -> Backend:
+    """Choose device, dtype and number of threads for a model. Raises as `csm.torch.device.choose`."""
+    from csm.torch.device import choose
+
+    choice = choose(device, dtype, threads, training, folder.parameters)
+    return Backend(str(choice.device), str(choice.dtype).removeprefix("torch."), choice.reason)

@@ -1,0 +1,69 @@
+"""All printing of the command line: answers on stdout, talk on stderr, one red sentence for what went wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from typing import Any
+
+import click
+
+from csm.errors import CsmError
+
+
+def answer(text: str) -> None:
+    """Print the command's result on stdout."""
+    click.echo(text)
+
+
+def answer_json(value: Any) -> None:
+    """Print the command's result on stdout as JSON; NaN and infinity are refused, never written."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def say(text: str) -> None:
+    """Talk to the user on stderr: progress, reasons, paths."""
+    click.echo(text, err=True)
+
+
+def warn(text: str) -> None:
+    """Say on stderr what the user should know although the work goes on."""
+    click.secho(f"warning: {text}", err=True, fg="yellow")
+
+
+class Group(click.Group):
+    """A click group whose commands end in one sentence and the right exit code, whatever they raise."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _fail("interrupted.", None)
+            sys.exit(130)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs.setdefault("standalone_mode", True)
+        try:
+            return super().main(*args, **kwargs)
+        except CsmError as error:
+            _fail(error.message, error.hint)
+            sys.exit(error.exit_code)
+        except OSError as error:
+            message, hint = _explain(error)
+            _fail(message, hint)
+            sys.exit(1)
+
+
+def _fail(message: str, hint: str | None) -> None:
+    click.secho(f"error: {message}", err=True, fg="red")
+    if hint:
+        click.echo(f"  {hint}", err=True)
+
+
+def _explain(error: OSError) -> tuple[str, str | None]:
+    name = error.filename2 or error.filename  # of a swap's two files the one that the user named
+    place = f" ({name})" if name else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"the disk is full{place}.", "Free some space and run the same command again: it goes on where it was."
+    return f"{error.strerror or error}{place}.", None

@@ -1,0 +1,72 @@
+"""Flags in bundles: what every command that runs a model takes, what every command that trains takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
+SEED = click.IntRange(0, 2**63 - 1)
+
+
+def _bundle(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+runs_model = _bundle(
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps"),
+    click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16"),
+    click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads; by default what the CPU quota grants"),
+)
+
+samples_speech = _bundle(
+    click.option("--temperature", type=float, help="0 is greedy; default: the model folder's, else 0.9"),
+    click.option(
+        "--top-k", type=click.IntRange(0), help="codes to draw from, 0 for all; default: the folder's, else 50"
+    ),
+)
+
+reads_data = _bundle(
+    click.option("--data-path", "data_paths", multiple=True, type=PATH, metavar="PATH",
+                 help="JSON of conversations, or a folder with audio/ and transcripts/; may be repeated"),
+    click.option("--audio-dir", type=PATH, help="sound files, with --transcript-dir"),
+    click.option("--transcript-dir", type=PATH, help="a .txt for each sound file, by the same relative name"),
+    click.option("--speaker-id", type=click.IntRange(0), help="who speaks, where the data does not say"),
+    click.option("--strict", is_flag=True, help="stop at a clip that cannot be used, rather than skip and count it"),
+    click.option("--cache-dir", type=PATH, help="where audio codes are kept; default: the user's cache folder"),
+)  # fmt: skip
+
+shapes_recipe = _bundle(
+    click.option("--learning-rate", type=float),
+    click.option("--epochs", type=int),
+    click.option("--max-steps", type=int, help="updates in all, in place of epochs"),
+    click.option("--batch-size", type=int, help="examples in a micro-batch"),
+    click.option("--accumulate", type=int, help="micro-batches in an update"),
+    click.option("--freeze-backbone/--no-freeze-backbone", default=None),
+    click.option("--freeze-decoder/--no-freeze-decoder", default=None),
+    click.option("--freeze-embeddings/--no-freeze-embeddings", default=None),
+    click.option("--semantic-weight", type=float, help="weight of codebook 0's loss"),
+    click.option("--acoustic-weight", type=float, help="weight of the other codebooks' loss"),
+    click.option("--decoder-fraction", type=float, help="share of frames that train the depth decoder"),
+    click.option("--context-turns", type=int, help="turns before the target at most"),
+    click.option("--weight-decay", type=float),
+    click.option("--max-grad-norm", type=float, help="0 clips nothing"),
+    click.option("--val-split", type=float, help="share of files or conversations held out; 0 for none"),
+    click.option("--save-every", type=int, help="updates between checkpoints; 0 for once an epoch"),
+    click.option("--seed", type=int),
+)
+
+RECIPE_FLAGS = (
+    "learning_rate", "epochs", "max_steps", "batch_size", "accumulate", "freeze_backbone", "freeze_decoder",
+    "freeze_embeddings", "semantic_weight", "acoustic_weight", "decoder_fraction", "context_turns", "weight_decay",
+    "max_grad_norm", "val_split", "save_every", "seed", "style_name",
+)  # fmt: skip

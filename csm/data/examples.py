@@ -1,0 +1,188 @@
+"""From tokenised conversations to training examples: a target turn, the context before it, and the split.
+
+Every choice is a function of (seed, epoch, example id), drawn in numpy, so that backends, processes and resumed runs agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from csm.data.codes import CodedTurn
+from csm.errors import CsmError
+from csm.frames import Frames, join, turn
+from csm.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True)
+class Source:
+    """A turn that may be a target: its own rows, and where its context comes from.
+
+    `before` are the turns of its conversation that precede it, nearest last; a clip that stands alone has none and
+    takes other clips of `pool`, its speaker's clips in the same split.
+    """
+
+    id: str
+    speaker: int
+    own: Frames
+    before: tuple[Frames, ...] = ()
+    alone: bool = True
+
+    @cached_property
+    def sound(self) -> bytes:
+        """The codes of its own audio: two turns of one recording are told by it, whatever they are called."""
+        return self.own.frames[self.own.audio_rows, :-1].tobytes()
+
+
+@dataclass(frozen=True)
+class Example:
+    """Rows to learn from: context, then the target turn. Loss is taken on the target's audio rows, its end included."""
+
+    id: str
+    rows: Frames
+    target_start: int
+
+    @cached_property
+    def key(self) -> bytes:
+        """What the rows are, for whoever caches something computed from them."""
+        return hashlib.blake2b(self.rows.frames.tobytes() + self.target_start.to_bytes(4, "little")).digest()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Row numbers `(n,)` of the target's audio frames."""
+        rows = np.flatnonzero(self.rows.audio_rows)
+        return rows[rows >= self.target_start]
+
+
+def rng_for(seed: int, epoch: int, name: str, purpose: str) -> np.random.Generator:
+    """The generator of one choice: the same on every machine and backend."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{purpose}/{name}".encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
+
+
+def make_sources(
+    conversations: Sequence[Sequence[CodedTurn]], tokenizer: TextTokenizer, codebooks: int
+) -> list[list[Source]]:
+    """Tokenise the texts; one list a conversation, so that the split keeps conversations whole."""
+    out, names = [], Counter[str]()
+    for conversation in conversations:
+        rows = [turn(tokenizer.encode(t.row.text, t.row.speaker), t.codes, codebooks) for t in conversation]
+        sources = []
+        for i, t in enumerate(conversation):
+            names[t.row.name] += 1
+            id = t.row.name if names[t.row.name] == 1 else f"{t.row.name} ({names[t.row.name]})"
+            sources.append(Source(id, t.row.speaker, rows[i], tuple(rows[:i]), len(conversation) == 1))
+        out.append(sources)
+    return out
+
+
+def split(conversations: list[list[Source]], share: float, seed: int) -> tuple[list[Source], list[Source]]:
+    """Train and validation sources; whole conversations (or files) go to one side, at least one to each.
+
+    Conversations that share a recording stay together, so that nothing validated on was trained on.
+
+    Raises:
+        CsmError: a validation share is wanted and there is nothing to divide.
+    """
+    if share == 0:
+        return [s for c in conversations for s in c], []
+    groups = _sharing_sound(conversations)
+    if len(groups) < 2:
+        raise CsmError(
+            "one clip or conversation cannot be split into training and validation.", "Give more, or --val-split 0."
+        )
+    count = min(max(1, round(share * len(groups))), len(groups) - 1)
+    chosen = rng_for(seed, 0, "", "split").permutation(len(groups))[:count].tolist()
+    held = {number for group in chosen for number in groups[group]}
+    train = [s for i, c in enumerate(conversations) if i not in held for s in c]
+    validation = [s for i, c in enumerate(conversations) if i in held for s in c]
+    return train, validation
+
+
+def _sharing_sound(conversations: list[list[Source]]) -> list[list[int]]:
+    """Numbers of conversations, together where they share a recording, in the order of their first."""
+    parent = list(range(len(conversations)))
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            parent[number] = number = parent[parent[number]]
+        return number
+
+    first: dict[bytes, int] = {}
+    for number, conversation in enumerate(conversations):
+        for source in conversation:
+            one, other = sorted((root(first.setdefault(source.sound, number)), root(number)))
+            parent[other] = one
+    groups: dict[int, list[int]] = {}
+    for number in range(len(conversations)):
+        groups.setdefault(root(number), []).append(number)
+    return list(groups.values())
+
+
+class ExampleSet:
+    """The examples of one split, with the context that an epoch draws for them.
+
+    Args:
+        sources: the split's turns; context never leaves it.
+        context_turns: how many turns precede a target at most.
+        longest: rows that fit the model; context gives way, oldest first, before the target does.
+        seed: of every draw.
+
+    Raises:
+        CsmError: a target alone is longer than the model takes.
+    """
+
+    def __init__(self, sources: Sequence[Source], context_turns: int, longest: int, seed: int):
+        self.sources, self.context_turns, self.longest, self.seed = list(sources), context_turns, longest, seed
+        for source in self.sources:
+            if len(source.own) > longest:
+                raise CsmError(
+                    f"{source.id} needs {len(source.own)} rows and the model takes {longest}.", "Cut it into clips."
+                )
+        self._plain = [Example(s.id, s.own, 0) for s in self.sources] if context_turns == 0 else None
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def example(self, index: int, epoch: int) -> Example:
+        """The example of a source in an epoch, with that epoch's context."""
+        if self._plain is not None:
+            return self._plain[index]
+        source = self.sources[index]
+        context = self._context(index, epoch)
+        room = self.longest - len(source.own)
+        kept: list[Frames] = []
+        for rows in reversed(context):
+            if len(rows) > room:
+                break
+            kept.insert(0, rows)
+            room -= len(rows)
+        start = sum(map(len, kept))
+        return Example(source.id, join([*kept, source.own]), start)
+
+    def _context(self, index: int, epoch: int) -> list[Frames]:
+        source = self.sources[index]
+        if not source.alone:
+            return list(source.before[-self.context_turns :])
+        pool = [i for i, s in enumerate(self.sources) if s.alone and s.speaker == source.speaker and i != index]
+        draw = rng_for(self.seed, epoch, source.id, "context")
+        chosen = draw.permutation(len(pool))[: self.context_turns]
+        return [self.sources[pool[i]].own for i in chosen]
+
+    def depth_frames(self, example: Example, epoch: int, fraction: float) -> np.ndarray:
+        """Which of the example's targets train the depth decoder, `(n,)` bool: at least one, the end always."""
+        count = len(example.targets)
+        chosen = np.zeros(count, bool)
+        chosen[-1] = True
+        others = max(1, int(np.ceil(fraction * count))) - 1
+        draw = rng_for(self.seed, epoch, example.id, "depth")
+        chosen[draw.permutation(count - 1)[:others]] = True
+        return chosen

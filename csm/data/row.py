@@ -1,0 +1,54 @@
+"""Row: what every data layout becomes, one clip with its words. A conversation is a list of rows, in order."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Row:
+    """One clip as a layout names it; nothing of the sound has been read yet.
+
+    Args:
+        name: the audio's path as the layout gives it, without suffix, with `/`, in NFC. Two sources may share names.
+        audio: the sound file.
+        text: what is said: NFC, whitespace collapsed, never empty.
+        speaker: the number written before the text.
+        source: the file that the text stands in.
+        line: the line of `source` on which it begins, counted from 1; None where the file is one text.
+    """
+
+    name: str
+    audio: Path
+    text: str
+    speaker: int
+    source: Path
+    line: int | None = None
+
+
+def clean_text(text: str) -> str:
+    """The text in NFC on one line, with single spaces and no byte order mark."""
+    return " ".join(unicodedata.normalize("NFC", text.replace("\ufeff", " ")).split())
+
+
+def text_problem(text: str) -> str | None:
+    """What keeps a cleaned text from being anyone's words, to be read after a file's name; None if nothing does."""
+    if not text:
+        return "has an empty text"
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+        return "has a text with control characters in it (was it written as UTF-16?)"
+    return None
+
+
+def natural_key(name: str) -> tuple[object, ...]:
+    """Sorts as people count: `a2` before `a10`, folder by folder."""
+    parts = []
+    for part in name.split("/"):
+        pieces = re.split(r"(\d+)", part)  # odd places are digits
+        numbers = [digits.lstrip("0") for digits in pieces[1::2]]
+        pieces[1::2] = [f"{len(digits):05d}{digits}" for digits in numbers]
+        parts.append(tuple(pieces))
+    return tuple(parts), name

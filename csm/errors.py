@@ -1,0 +1,20 @@
+"""The one exception that users see: a sentence that says what is wrong, and a hint that says what to do."""
+
+
+class CsmError(Exception):
+    """Work that could not be done, told in one sentence.
+
+    Args:
+        message: what is wrong, with the file (and line) it is wrong in.
+        hint: what to do about it, naming a command or a flag where there is one.
+        exit_code: what the command line exits with; 1 unless the table in `docs/commands.md` says otherwise.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, exit_code: int = 1):
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}" if self.hint else self.message

@@ -1,0 +1,207 @@
+"""Generator: from text and context to sound, with one model and its codec.
+
+`load_csm_1b` and `Generator.generate` are the documented faces (Sesame's own names); `load_generator` and `speak` say more.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from csm.audio import load_wave
+from csm.backend import Backend, Sampling, choose_backend
+from csm.errors import CsmError
+from csm.frames import Frames, join, text_rows, turn
+from csm.model_folder import ModelFolder, open_folder
+from csm.segment import Segment
+from csm.tokenizer import TextTokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_AUDIO_MS = 90_000
+SLOWEST_CHARACTERS_PER_SECOND = 7.0
+BUDGET_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What was spoken.
+
+    Attributes:
+        wave: float32 `(samples,)`.
+        sample_rate: Hz.
+        codes: `(K, T)` int64, without the end frame.
+        stop_reason: "end" where the model stopped by itself, "length" where the budget did.
+        seed: repeats it.
+        unread: characters of the text that the model's tokenizer does not know.
+    """
+
+    wave: np.ndarray
+    sample_rate: int
+    codes: np.ndarray
+    stop_reason: str
+    seed: int
+    unread: str = ""
+
+    @property
+    def seconds(self) -> float:
+        return len(self.wave) / self.sample_rate
+
+
+class Generator:
+    """A model folder made ready to speak; made by `load_generator`.
+
+    Args:
+        folder: a checked model folder.
+        backend: where it runs.
+    """
+
+    def __init__(self, folder: ModelFolder, backend: Backend):
+        self.folder, self.backend = folder, backend
+        self.tokenizer = TextTokenizer(folder.path)
+        self.model = backend.frame_generator(folder)
+        self.codec = backend.codec(folder)
+
+    @property
+    def sample_rate(self) -> int:
+        return self.codec.sample_rate
+
+    def speak(
+        self,
+        text: str,
+        speaker: int = 0,
+        *,
+        context: Sequence[Segment] = (),
+        temperature: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        max_audio_length_ms: float | None = None,
+    ) -> Speech:
+        """Say `text` as `speaker`, after the turns of `context`.
+
+        Args:
+            text: what to say.
+            speaker: the number written before the text.
+            context: earlier turns, their audio included where they have any.
+            temperature: 0 is greedy; None takes the model folder's value, else 0.9.
+            top_k: None takes the model folder's value, else 50.
+            seed: None draws one; it is in the result.
+            max_audio_length_ms: at most this much sound; None takes a budget from the text's length.
+
+        Raises:
+            CsmError: the text is empty or unreadable, the prompt leaves no room, or nothing was spoken.
+        """
+        seed = secrets.randbelow(2**31) if seed is None else seed
+        sampling = replace(self.sampling(temperature, top_k), seed=seed)
+        prompt = self.prompt(text, speaker, context)
+        limit = self._frame_limit(text, max_audio_length_ms, len(prompt))
+        frames = list(self.model.frames(prompt, sampling, limit))
+        if not frames:
+            raise CsmError(
+                f"the model ended before it said anything (seed {seed}).", "Try another --seed, or a longer text."
+            )
+        codes = np.stack(frames, axis=1)
+        stop = "length" if len(frames) == limit else "end"
+        wave = self.codec.decode(codes)
+        return Speech(wave, self.sample_rate, codes, stop, seed, self.tokenizer.unknown_characters(text))
+
+    def generate(
+        self,
+        text: str,
+        speaker: int,
+        context: Sequence[Segment] = (),
+        max_audio_length_ms: float = MAX_AUDIO_MS,
+        temperature: float = 0.9,
+        topk: int = 50,
+    ) -> torch.Tensor:
+        """Sesame's call: the sound as a 1-D float32 tensor at `sample_rate`. Raises as `speak`."""
+        import torch
+
+        room = self.model.capacity - len(self.prompt(text, speaker, context))
+        longest = min(max_audio_length_ms, room * self._frame_ms)
+        speech = self.speak(
+            text, speaker, context=context, temperature=temperature, top_k=topk, max_audio_length_ms=longest
+        )
+        return torch.from_numpy(speech.wave)
+
+    def sampling(self, temperature: float | None = None, top_k: int | None = None) -> Sampling:
+        """Given values, else the model folder's, else 0.9 and 50.
+
+        Raises:
+            CsmError: a value is negative.
+        """
+        own = self.folder.sampling
+        temperature = float(own.get("temperature", 0.9)) if temperature is None else temperature
+        top_k = int(own.get("top_k", 50)) if top_k is None else top_k
+        if not 0 <= temperature < 100 or top_k < 0:
+            raise CsmError(f"temperature {temperature:g} and top-k {top_k} cannot be: neither goes below 0.")
+        return Sampling(temperature, top_k)
+
+    def prompt(self, text: str, speaker: int, context: Sequence[Segment] = ()) -> Frames:
+        """The rows that the model reads: the turns of `context`, then the text."""
+        codebooks = self.folder.config.num_codebooks
+        turns = [turn(self.tokenizer.encode(s.text, s.speaker), self._codes(s), codebooks) for s in context]
+        return join([*turns, text_rows(self.tokenizer.encode(text, speaker), codebooks)])
+
+    @property
+    def _frame_ms(self) -> float:
+        return 1000 / self.codec.frame_rate
+
+    def _frame_limit(self, text: str, max_ms: float | None, prompt_rows: int) -> int:
+        room = self.model.capacity - prompt_rows
+        if max_ms is None:
+            seconds = BUDGET_SECONDS + len(text) / SLOWEST_CHARACTERS_PER_SECOND
+            max_ms = min(MAX_AUDIO_MS, 1000 * seconds)
+        limit = int(max_ms / self._frame_ms)
+        if limit < 1 or max_ms > MAX_AUDIO_MS:
+            raise CsmError(
+                f"a length of {max_ms:g} ms cannot be: it goes from {self._frame_ms:g} (one frame) to {MAX_AUDIO_MS}."
+            )
+        if limit > room:
+            raise CsmError(
+                f"the prompt takes {prompt_rows} of the model's {self.model.capacity} rows and leaves no room for "
+                f"{limit} frames of sound.",
+                "Give less context, a shorter text, or a lower --max-audio-length-ms.",
+            )
+        return limit
+
+    def _codes(self, segment: Segment) -> np.ndarray | None:
+        """A turn's codes (K, T) from codes, a wave or a file; None for a turn of text alone."""
+        audio: Any = segment.audio
+        if audio is None:
+            return None
+        if isinstance(audio, str | Path):
+            return self.codec.encode(load_wave(Path(audio).expanduser(), self.sample_rate))
+        array = np.asarray(audio.detach().cpu() if hasattr(audio, "detach") else audio)
+        if array.ndim == 2 and np.issubdtype(array.dtype, np.integer):
+            if len(array) != self.folder.config.num_codebooks:
+                raise CsmError(
+                    f"codes of {len(array)} codebooks were given to a model of {self.folder.config.num_codebooks}."
+                )
+            return array.astype(np.int64)
+        if array.ndim != 1 or len(array) == 0:
+            raise CsmError(f"a segment's audio has shape {array.shape}; it is (samples,) or integer codes (K, T).")
+        return self.codec.encode(array.astype(np.float32))
+
+
+def load_generator(
+    model: str | Path, device: str = "auto", dtype: str = "auto", threads: int | None = None
+) -> Generator:
+    """A generator of a model folder, a run (its best checkpoint) or `csm-tiny`.
+
+    Raises:
+        CsmError: the folder is missing, broken or does not fit its config; the device is not there.
+    """
+    folder = open_folder(model)
+    return Generator(folder, choose_backend(folder, device, dtype, threads))
+
+
+def load_csm_1b(model_path: str | Path = "sesame/csm-1b", device: str = "auto") -> Generator:
+    """The documented loader: any model folder, run or hub id, on a device."""
+    return load_generator(model_path, device)

@@ -1,0 +1,170 @@
+"""A model folder in transformers' CSM layout: found by name, checked, described. Reads headers only; no backend in here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from csm.config import ModelConfig
+from csm.errors import CsmError
+from csm.weights import (
+    AUDIO_TABLE,
+    AUDIO_TABLE_ALIAS,
+    CODEC_PREFIX,
+    check_shapes,
+    parameter_shapes,
+    tensor_shapes,
+    weight_files,
+)
+
+EMBEDDED = ("csm-tiny",)
+BESIDE_WEIGHTS = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json",
+    "processor_config.json", "chat_template.jinja", "generation_config.json", "recommended.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A checked model folder: every tensor is there, in the shape its config asks for."""
+
+    path: Path
+    config: ModelConfig
+    raw_config: Mapping[str, Any]
+    files: Mapping[str, Path]
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 over config and weights: what a lineage calls this model."""
+        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        for file in sorted(set(self.files.values())):
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 22):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model has, without its codec."""
+        return sum(math.prod(shape) for shape in parameter_shapes(self.config).values())
+
+    @cached_property
+    def recommended(self) -> Mapping[str, Any]:
+        """`recommended.json`: sampling settings and values per preset; empty where the folder has none."""
+        path = self.path / "recommended.json"
+        if not path.is_file():
+            return {}
+        values = read_json(path)
+        if values.get("schema_version") != 1:
+            raise CsmError(f"{path} has schema_version {values.get('schema_version')!r}; this program reads 1.")
+        return values
+
+    def preset_values(self, preset: str) -> Mapping[str, Any]:
+        """What the folder recommends for a preset."""
+        return self.recommended.get("presets", {}).get(preset, {})
+
+    @property
+    def sampling(self) -> Mapping[str, Any]:
+        """Recommended `temperature`, `top_k` and the like."""
+        return self.recommended.get("sampling", {})
+
+    def file_of(self, name: str) -> tuple[Path, str]:
+        """The file that holds the tensor `name`, and the name it has there."""
+        stored = AUDIO_TABLE_ALIAS if name == AUDIO_TABLE and name not in self.files else name
+        return self.files[stored], stored
+
+    @property
+    def codec_names(self) -> list[str]:
+        """Names of the codec's tensors."""
+        return [name for name in self.files if name.startswith(CODEC_PREFIX)]
+
+
+def resolve(model: str | Path) -> Path:
+    """The folder of a model: an embedded name, a model folder, a run folder (its best), or a hub id `owner/name`.
+
+    Raises:
+        CsmError: there is nothing of that name; a bare weights file and a pickle are refused by name.
+    """
+    name, path = str(model), Path(model).expanduser()
+    if name in EMBEDDED and not path.exists():
+        return Path(__file__).parent / "assets" / name
+    if path.is_dir():
+        return _of_run(path) if (path / "recipe.json").is_file() and not (path / "config.json").is_file() else path
+    if path.is_file():
+        if path.suffix == ".safetensors" or path.suffix in (".pt", ".pth", ".bin", ".pkl"):
+            reason = (
+                "a bare weights file" if path.suffix == ".safetensors" else "a pickle, which can run code when read"
+            )
+            raise CsmError(
+                f"{path} is {reason}.", "Give a model folder: config.json, model.safetensors, tokenizer.json."
+            )
+        raise CsmError(f"{path} is a file, not a model folder.")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.parent.exists():
+        return _from_hub(name)
+    raise CsmError(f"there is no model {name!r}.", f"Give a folder, a run, a hub id, or {EMBEDDED[0]}.")
+
+
+def _of_run(run: Path) -> Path:
+    for pointer in ("best", "last"):
+        if (run / pointer).is_file():
+            chosen = run / "checkpoints" / (run / pointer).read_text().strip()
+            if chosen.is_dir():
+                return chosen
+    raise CsmError(f"the run {run} has no checkpoint yet.")
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.safetensors", "README.md"]))
+    except Exception as error:  # the hub client raises many kinds: gated, offline, missing
+        first = str(error).strip().splitlines()[0]
+        raise CsmError(f"{name} is no folder here, and the hub did not give it: {first}") from None
+
+
+def open_folder(model: str | Path) -> ModelFolder:
+    """Resolve `model` and check the folder's config and every tensor's name and shape.
+
+    Raises:
+        CsmError: something is missing, broken or does not fit; all tensors at fault are named at once.
+    """
+    path = resolve(model)
+    raw = read_json(path / "config.json")
+    config = ModelConfig.from_dict(raw, str(path / "config.json"))
+    files = weight_files(path)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(set(files.values())):
+        shapes |= {name: shape for name, shape in tensor_shapes(file).items() if not name.startswith(CODEC_PREFIX)}
+    shapes[AUDIO_TABLE] = shapes.get(AUDIO_TABLE) or shapes.get(AUDIO_TABLE_ALIAS) or ()
+    shapes.pop(AUDIO_TABLE_ALIAS, None)
+    if not shapes[AUDIO_TABLE]:
+        del shapes[AUDIO_TABLE]
+    check_shapes(shapes, parameter_shapes(config), str(path))
+    return ModelFolder(path, config, raw, files)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CsmError: the file is missing, is not JSON (line and column named), or holds no object.
+    """
+    if not path.is_file():
+        raise CsmError(f"{path} is not there.")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise CsmError(f"{path} is not text.") from None
+    except json.JSONDecodeError as error:
+        raise CsmError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}.") from None
+    if not isinstance(value, dict):
+        raise CsmError(f"{path} holds no JSON object.")
+    return value

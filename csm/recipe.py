@@ -1,0 +1,163 @@
+"""Recipe: one frozen value that says what a fine-tune is. Layers are merged once, at the edge, each value with its source.
+
+preset < the model folder's recommendation < recipe file < flags.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from csm.errors import CsmError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that shapes what is learned. Rates of groups are factors of `learning_rate`.
+
+    `decoder_fraction` is the share of frames that train the depth decoder in a step; `save_every` 0 means once an epoch;
+    `max_steps` 0 means as many as the epochs take; `max_grad_norm` 0 means no clipping.
+    """
+
+    learning_rate: float = 2e-5
+    epochs: int = 5
+    max_steps: int = 0
+    batch_size: int = 4
+    accumulate: int = 1
+    semantic_weight: float = 1.0
+    acoustic_weight: float = 1.0
+    decoder_fraction: float = 1.0
+    freeze_backbone: bool = False
+    freeze_decoder: bool = False
+    freeze_embeddings: bool = False
+    backbone_rate: float = 1.0
+    decoder_rate: float = 1.0
+    embeddings_rate: float = 0.5
+    weight_decay: float = 0.01
+    warmup_share: float = 0.1
+    max_grad_norm: float = 1.0
+    context_turns: int = 0
+    val_split: float = 0.1
+    save_every: int = 0
+    seed: int = 0
+    style_name: str = ""
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            _check(spec.name, getattr(self, spec.name), spec.type)
+        if self.freeze_backbone and self.freeze_decoder and self.freeze_embeddings:
+            raise CsmError("backbone, decoder and embeddings are all frozen: nothing would be trained.")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def keys(cls) -> tuple[str, ...]:
+        return tuple(spec.name for spec in fields(cls))
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "learning_rate": (1e-12, 1.0),
+    "epochs": (1, 100_000),
+    "max_steps": (0, 10**9),
+    "batch_size": (1, 4096),
+    "accumulate": (1, 4096),
+    "decoder_fraction": (1e-6, 1.0),
+    "val_split": (0.0, 0.9),
+    "warmup_share": (0.0, 0.9),
+    "context_turns": (0, 64),
+    "seed": (0, 2**63 - 1),
+}
+_KINDS: dict[str, tuple[type, ...]] = {"float": (int, float), "int": (int,), "bool": (bool,), "str": (str,)}
+
+
+def _check(name: str, value: Any, kind: Any) -> None:
+    allowed = _KINDS[str(kind)]
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        raise CsmError(f"{name} is {value!r}, which is no {kind}.")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        low, high = _RANGES.get(name, (0.0, 1e12))
+        if not low <= value <= high:
+            raise CsmError(f"{name} is {value}; it goes from {low:g} to {high:g}.")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe and, for each of its keys, where the value came from."""
+
+    preset: str
+    recipe: Recipe
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """One line a key: name, value, source."""
+        width = max(map(len, Recipe.keys()))
+        rows = self.recipe.to_dict()
+        return "\n".join(
+            f"  {key.ljust(width)}  {value!s:<8} {self.sources.get(key, 'default')}"
+            for key, value in rows.items()
+            if key != "style_name" or value
+        )
+
+
+def resolve(preset: str, base: Recipe, layers: list[tuple[str, Mapping[str, Any]]]) -> Resolved:
+    """Lay `layers` (source, values) over `base`; later ones win, None is no value.
+
+    Raises:
+        CsmError: an unknown key (the nearest known one is named) or a value out of range, with its source.
+    """
+    values, sources = base.to_dict(), dict.fromkeys(Recipe.keys(), f"preset {preset}")
+    for source, layer in layers:
+        for key, value in layer.items():
+            if value is None:
+                continue
+            if key not in values:
+                raise CsmError(f"{source}: unknown key {key!r}.", nearest(key, Recipe.keys()))
+            values[key], sources[key] = _coerce(values[key], value), source
+    try:
+        return Resolved(preset, Recipe(**values), sources)
+    except CsmError as error:
+        key = error.message.split(" ", 1)[0]
+        place = f" ({sources[key]})" if key in sources else ""
+        raise CsmError(f"{error.message.rstrip('.')}{place}.", error.hint) from None
+
+
+def _coerce(default: Any, value: Any) -> Any:
+    """YAML reads 2e-5 as a string: numbers that look like numbers are numbers."""
+    if isinstance(default, float) and isinstance(value, str | int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def nearest(word: str, known: tuple[str, ...]) -> str:
+    """A hint that names the known word closest to a mistyped one."""
+    close = difflib.get_close_matches(word, known, 1)
+    return f"Did you mean {close[0]!r}?" if close else f"Known are: {', '.join(known)}."
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The values of a YAML or TOML recipe file.
+
+    Raises:
+        CsmError: the file is missing, cannot be parsed (line named), or is no table of keys.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise CsmError(f"the recipe {path} is not there.")
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        values = tomllib.loads(text) if path.suffix.lower() == ".toml" else yaml.safe_load(text)
+    except (yaml.YAMLError, tomllib.TOMLDecodeError) as error:
+        place = " ".join(str(error).split())
+        raise CsmError(f"the recipe {path} cannot be read: {place}") from None
+    if not isinstance(values, dict):
+        raise CsmError(f"the recipe {path} holds no keys.", "Write one `key: value` a line.")
+    return {str(key).replace("-", "_"): value for key, value in values.items()}

@@ -1,0 +1,79 @@
+"""Fixed texts x seeds, spoken into a folder: what checkpoints are compared by. A sample that is there is not made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from csm.audio import write_wave
+from csm.errors import CsmError
+from csm.generator import Generator
+from csm.training.run_folder import write_json
+
+DEFAULT_TEXTS = (
+    "good morning, how are you today?",
+    "please leave a message after the tone.",
+    "the train to the city leaves in ten minutes.",
+    "i would like a cup of tea, thank you.",
+    "can you open the window for me?",
+    "my phone number is five two nine four.",
+)
+
+
+@dataclass(frozen=True)
+class SpokenSample:
+    """A sample on disk and how it came about; `path` is None where nothing was spoken, and `stop_reason` says why."""
+
+    text: str
+    seed: int
+    path: Path | None
+    stop_reason: str
+
+
+def speak_samples(
+    generator: Generator,
+    texts: Sequence[str],
+    speaker: int,
+    seeds: Sequence[int],
+    folder: Path,
+    progress: Callable[[], None] | None = None,
+) -> list[SpokenSample]:
+    """Speak every text with every seed into `folder`; what was made with the same model and settings is reused.
+
+    Args:
+        generator: the model.
+        texts: what to say.
+        speaker: as whom.
+        seeds: one sample of each text for each.
+        folder: gets `NN-sS-KEY.wav` and a `.json` beside it.
+        progress: called after each sample.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = []
+    for number, text in enumerate(texts):
+        for seed in seeds:
+            samples.append(_sample(generator, text, speaker, seed, folder, number))
+            if progress:
+                progress()
+    return samples
+
+
+def _sample(generator: Generator, text: str, speaker: int, seed: int, folder: Path, number: int) -> SpokenSample:
+    settings = [generator.folder.hash, text, speaker, seed, asdict(generator.sampling())]
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    wave_path = folder / f"{number:02d}-s{seed}-{key}.wav"
+    note_path = wave_path.with_suffix(".json")
+    if note_path.is_file():
+        note = json.loads(note_path.read_text())
+        return SpokenSample(text, seed, wave_path if note["spoken"] else None, note["stop_reason"])
+    try:
+        speech = generator.speak(text, speaker, seed=seed)
+    except CsmError as error:
+        write_json(note_path, {"text": text, "seed": seed, "spoken": False, "stop_reason": error.message})
+        return SpokenSample(text, seed, None, error.message)
+    write_wave(wave_path, speech.wave, speech.sample_rate)
+    write_json(note_path, {"text": text, "seed": seed, "spoken": True, "stop_reason": speech.stop_reason})
+    return SpokenSample(text, seed, wave_path, speech.stop_reason)

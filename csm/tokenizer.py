@@ -1,0 +1,61 @@
+"""Text to ids, by the `tokenizer.json` of the model folder, which adds BOS and EOS itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from csm.errors import CsmError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+class TextTokenizer:
+    """The tokenizer of a model folder.
+
+    Raises:
+        CsmError: `tokenizer.json` is missing or broken.
+    """
+
+    def __init__(self, folder: Path):
+        from tokenizers import Tokenizer
+
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise CsmError(f"{path} is not there.", "A model folder holds its tokenizer; copy it from the base model.")
+        try:
+            self._tokenizer: Tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for a file it cannot parse
+            raise CsmError(f"{path} cannot be read as a tokenizer ({error}).") from None
+
+    def encode(self, text: str, speaker: int) -> np.ndarray:
+        """The ids of `[speaker]text`, BOS and EOS included, `(L,)` int64.
+
+        Raises:
+            CsmError: the text is empty, or the tokenizer has no symbol for this speaker number.
+        """
+        if not text.strip():
+            raise CsmError("the text is empty.")
+        unknown = self._unknown_id()
+        if unknown is not None and unknown in self._tokenizer.encode(f"[{speaker}]").ids:
+            raise CsmError(f"this model has no symbol for speaker {speaker}.", self._known_speakers())
+        return np.array(self._tokenizer.encode(f"[{speaker}]{text.strip()}").ids, np.int64)
+
+    def unknown_characters(self, text: str) -> str:
+        """The characters of `text` that the model cannot read, each once; empty where it reads all."""
+        unknown = self._unknown_id()
+        if unknown is None:
+            return ""
+        return "".join(c for c in dict.fromkeys(text) if unknown in self._tokenizer.encode(c).ids)
+
+    def _unknown_id(self) -> int | None:
+        return next(
+            (self._tokenizer.token_to_id(t) for t in ("<unk>", "[UNK]") if self._tokenizer.token_to_id(t)), None
+        )
+
+    def _known_speakers(self) -> str:
+        known = [n for n in range(256) if self._tokenizer.token_to_id(f"[{n}]") is not None]
+        return f"It knows {known[0]} to {known[-1]}." if known else ""

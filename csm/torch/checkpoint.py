@@ -1,0 +1,91 @@
+"""Model folders in and out of torch: loading with dtypes raised, and checkpoints that store what training changed.
+
+A checkpoint is a sharded transformers folder: one shard with the trained tensors, one with all others (frozen parts and
+codec), which is written once a run and hard-linked from then on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from csm.model_folder import BESIDE_WEIGHTS, ModelFolder
+from csm.torch.model import Csm
+from csm.weights import CODEC_PREFIX, INDEX, parameter_shapes
+
+TRAINED, UNCHANGED = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+def read_tensors(folder: ModelFolder, names: list[str]) -> dict[str, torch.Tensor]:
+    """The tensors `names`, as stored."""
+    by_file: dict[Path, list[tuple[str, str]]] = {}
+    for name in names:
+        file, stored = folder.file_of(name)
+        by_file.setdefault(file, []).append((name, stored))
+    tensors: dict[str, torch.Tensor] = {}
+    for file, pairs in by_file.items():
+        with safe_open(file, framework="pt") as opened:
+            tensors |= {name: opened.get_tensor(stored) for name, stored in pairs}
+    return tensors
+
+
+def load_model(folder: ModelFolder, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Csm:
+    """The model of a checked folder, every parameter in `dtype` on `device`."""
+    with torch.device("meta"):
+        model = Csm(folder.config)
+    tensors = read_tensors(folder, list(parameter_shapes(folder.config)))
+    state = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
+    model.load_state_dict(state, strict=True, assign=True)
+    return model
+
+
+def codec_tensors(folder: ModelFolder) -> dict[str, torch.Tensor]:
+    """The codec's tensors, as stored, without their prefix."""
+    read = read_tensors(folder, folder.codec_names)
+    return {name.removeprefix(CODEC_PREFIX): tensor for name, tensor in read.items()}
+
+
+def write_unchanged(folder: ModelFolder, trained: set[str], out: Path) -> None:
+    """Fill the new folder `out` with what training leaves alone: other tensors, codec, config, tokenizer.
+
+    It is written beside and renamed, so that it is whole where it is there.
+    """
+    beside = out.with_name(f".{out.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    names = [name for name in parameter_shapes(folder.config) if name not in trained] + folder.codec_names
+    save_tensors(read_tensors(folder, names), beside / UNCHANGED)
+    for name in ("config.json", *BESIDE_WEIGHTS):
+        if (folder.path / name).is_file():
+            shutil.copyfile(folder.path / name, beside / name)
+    files = dict.fromkeys(sorted(trained), TRAINED) | dict.fromkeys(names, UNCHANGED)
+    (beside / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}, indent=1))
+    os.rename(beside, out)
+
+
+def write_checkpoint(model: Csm, trained: set[str], unchanged: Path, out: Path) -> None:
+    """Make `out` a loadable model folder: the trained tensors, and links to all that is in `unchanged`."""
+    state = model.state_dict()
+    save_tensors({name: state[name].contiguous().cpu() for name in sorted(trained)}, out / TRAINED)
+    for file in unchanged.iterdir():
+        link(file, out / file.name)
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file that others may read; the library alone would make it private."""
+    save_file(tensors, path, metadata={"format": "pt"})
+    os.chmod(path, 0o644)
+
+
+def link(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the two lie on different file systems or links are not allowed."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,155 @@
+"""The few operations whose plain autograd form keeps or moves more memory than it needs: norm, rotary positions, SwiGLU
+and the heads' cross entropy.
+
+Each is a `torch.autograd.Function` with its derivative written out in as few passes over memory as torch has. Checked
+against the plain form in tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LOGIT_ROWS_CPU, LOGIT_ROWS = 512, 8192  # rows of logits alive at once; on CPU they stay in the second-level cache
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = norm.square_().div_(rows.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(rows, weight, scale)
+        return (rows * scale).to(rows.dtype).mul_(weight.to(rows.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        rows, weight, scale = ctx.saved_tensors
+        wide, gain, grad = rows.float(), weight.float(), grad.float()
+        product = grad * wide
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = (scale.flatten() @ product.flatten(0, -2)).to(weight.dtype)
+        if not ctx.needs_input_grad[0]:
+            return None, grad_weight, None
+        shared = (product @ gain)[..., None] * scale.square().div_(rows.shape[-1])
+        grad_rows = (grad * gain).addcmul_(wide, shared, value=-1).mul_(scale)
+        return grad_rows.to(rows.dtype), grad_weight, None
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(heads, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(grad, cos, -sin), None, None
+
+
+def _turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return heads.roll(heads.shape[-1] // 2, -1).mul_(sin).addcmul_(heads, cos)
+
+
+class _SwiGlu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        grad_gate = grad * up
+        torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
+        return grad_gate, F.silu(gate).mul_(grad)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Sum of cross entropies over several heads; gradients are made beside the loss, while the logits are at hand."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, heads: Tensor, targets: Tensor) -> Tensor:
+        grad_rows, grad_heads = (
+            torch.empty_like(x) if wanted else None
+            for x, wanted in zip((rows, heads), ctx.needs_input_grad, strict=False)
+        )
+        total = rows.new_zeros((), dtype=torch.float32)
+        for which, part in _pieces(rows):
+            read, head, picked = rows[which, part], heads[which], targets[which, part, None]
+            scores = torch.bmm(read, head).float().log_softmax(-1)
+            total -= scores.gather(-1, picked).sum()
+            if grad_rows is None and grad_heads is None:
+                continue
+            slope = scores.exp_()
+            slope.scatter_add_(-1, picked, slope.new_full((), -1.0).expand(picked.shape))
+            slope = slope.to(rows.dtype)
+            if grad_rows is not None:
+                torch.bmm(slope, head.transpose(1, 2), out=grad_rows[which, part])
+            if grad_heads is not None:
+                grad_heads[which].baddbmm_(read.transpose(1, 2), slope, beta=0 if part.start == 0 else 1)
+        ctx.grads = grad_rows, grad_heads
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        grads, ctx.grads = ctx.grads, None  # let go, so that autograd takes them over without a copy
+        grad_rows, grad_heads = (None if made is None else made.mul_(grad) for made in grads)
+        return grad_rows, grad_heads, None
+
+
+def _pieces(rows: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Slices of heads and of rows, so few at a time that their logits are about as many rows as allowed."""
+    heads, length = rows.shape[:2]
+    limit = LOGIT_ROWS_CPU if rows.device.type == "cpu" else LOGIT_ROWS
+    together = max(1, limit // max(1, length))
+    for head in range(0, heads, together):
+        for start in range(0, length, limit):
+            yield slice(head, head + together), slice(start, start + limit)
+
+
+def rms_norm(rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """(..., width) -> (..., width), computed in fp32."""
+    return _RmsNorm.apply(rows, weight, eps)
+
+
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su et al., 2021) in the half-split convention; heads (B, T, heads, head_dim).
+
+    `cos` and `sin` are `(T, 1, head_dim)`; sin carries the minus of the half that is rotated down.
+    """
+    return _Rotate.apply(heads, cos, sin)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, elementwise."""
+    return _SwiGlu.apply(gate, up)
+
+
+def cross_entropy_sum(rows: Tensor, heads: Tensor, targets: Tensor) -> Tensor:
+    """Sum of cross entropies over heads C and rows N, without keeping the logits; backward goes through it once.
+
+    Args:
+        rows: (C, N, D) what each head reads.
+        heads: (C, D, V).
+        targets: (C, N) int64.
+
+    Returns:
+        a scalar in fp32.
+    """
+    return _CrossEntropy.apply(rows, heads, targets)
+
+
+@torch.no_grad()
+def cross_entropy_each(rows: Tensor, heads: Tensor, targets: Tensor) -> Tensor:
+    """The same losses one by one, (C, N) fp32, without gradients."""
+    losses = torch.empty(targets.shape, dtype=torch.float32, device=rows.device)
+    for which, part in _pieces(rows):
+        scores = torch.bmm(rows[which, part], heads[which]).float().log_softmax(-1)
+        losses[which, part] = -scores.gather(-1, targets[which, part, None]).squeeze(-1)
+    return losses

@@ -1,0 +1,90 @@
+"""The loss of a batch: cross entropy of codebook 0 from the backbone, and of codebooks 1..K-1 from the depth decoder.
+
+The row before a target predicts it. The audio table is read once a batch, by its distinct entries, so that its gradient
+is made once however often a code occurs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from csm.data.batches import Batch
+from csm.torch.kernels import cross_entropy_each, cross_entropy_sum
+from csm.torch.model import Csm
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The codes of a batch's audio rows: distinct rows of the audio table (U, W) and which is where, `(Na, K)`."""
+
+    table: Tensor
+    at: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What one token weighs in the update's loss: semantic for codebook 0, acoustic for the others."""
+
+    semantic: float
+    acoustic: float
+
+
+def read_codes(model: Csm, batch: Batch) -> Codes:
+    """Gather the audio table's rows that the batch needs."""
+    device = model.audio_table.device
+    offsets = np.arange(batch.codes.shape[1]) * model.config.vocab_size
+    distinct, at = np.unique(batch.codes + offsets, return_inverse=True)
+    table = F.embedding(torch.from_numpy(distinct).to(device), model.audio_table)
+    return Codes(table, torch.from_numpy(at.reshape(batch.codes.shape)).to(device), _on(device, batch.codes))
+
+
+def backbone_states(model: Csm, batch: Batch, codes: Codes, dtype: torch.dtype) -> Tensor:
+    """The backbone's state before each target, (N, W)."""
+    device = codes.at.device
+    text = F.embedding(_on(device, batch.text_ids), model.embed_text_tokens.weight)
+    audio = F.embedding_bag(codes.at, codes.table, mode="sum")
+    rows = text.new_zeros(batch.shape[0] * batch.shape[1], text.shape[1])
+    rows = rows.index_copy(0, _on(device, batch.text_at), text)
+    rows = rows.index_copy(0, _on(device, batch.audio_at), audio)
+    hidden = model.backbone_model(rows.view(*batch.shape, -1).to(dtype)).flatten(0, 1)
+    return hidden[_on(device, batch.audio_at[batch.targets] - 1)]
+
+
+def head_rows(model: Csm, batch: Batch, codes: Codes, states: Tensor) -> tuple[Tensor, Tensor]:
+    """What the depth decoder's heads read (K - 1, S, D), and their targets (K - 1, S)."""
+    chosen = _on(states.device, batch.depth)
+    at = codes.at[_on(states.device, batch.targets[batch.depth])]
+    embedded = F.embedding(at[:, :-1], codes.table).to(states.dtype)
+    out = model.depth_decoder.model(torch.cat([states[chosen][:, None], embedded], 1))
+    targets = codes.targets[_on(states.device, batch.targets[batch.depth])]
+    return out[:, 1:].transpose(0, 1).contiguous(), targets[:, 1:].t().contiguous()
+
+
+def loss(model: Csm, batch: Batch, codes: Codes, states: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
+    """Weighted sums of cross entropies, (semantic, acoustic), each a scalar with a gradient."""
+    dtype = states.dtype
+    first = codes.targets[_on(states.device, batch.targets)][:, 0]
+    semantic = cross_entropy_sum(states[None], model.lm_head.weight.t()[None].to(dtype), first[None])
+    rows, targets = head_rows(model, batch, codes, states)
+    acoustic = cross_entropy_sum(rows, model.depth_decoder.codebooks_head.weight.to(dtype), targets)
+    return weights.semantic * semantic, weights.acoustic * acoustic
+
+
+@torch.no_grad()
+def losses_each(model: Csm, batch: Batch, codes: Codes, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropies one by one: of codebook 0 (N,), of the others (S, K - 1)."""
+    first = codes.targets[_on(states.device, batch.targets)][:, 0]
+    semantic = cross_entropy_each(states[None], model.lm_head.weight.t()[None].to(states.dtype), first[None])
+    rows, targets = head_rows(model, batch, codes, states)
+    heads = model.depth_decoder.codebooks_head.weight.to(states.dtype)
+    return semantic[0], cross_entropy_each(rows, heads, targets).t()
+
+
+def _on(device: torch.device, array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)

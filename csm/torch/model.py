@@ -1,0 +1,228 @@
+"""CSM in torch: a Llama backbone over text and audio frames, and a Llama depth decoder over the codebooks of a frame.
+
+Parameter names are those of `transformers.CsmForConditionalGeneration`, so nothing is renamed on the way in or out; the
+audio table, which backbone and depth decoder share, exists once, under the name it is saved by. Source: Sesame's
+"Crossing the uncanny valley of conversational voice" (2025) and the CSM-1B checkpoint; layouts as in transformers.
+
+Letters in shapes: B batch, T rows, N audio frames, K codebooks, W backbone width, D depth width, V audio vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from csm.config import ModelConfig, Stack
+from csm.torch.kernels import rms_norm, rotate, swiglu
+
+FRAMES_CPU = 32  # frames that pass the depth decoder together, so that what a layer makes stays in the cache
+SHORT_ATTENTION = 512  # rows up to which scores in full beat torch's CPU kernel, whose backward is slow
+
+
+class Linear(nn.Module):
+    """A matrix without bias that follows its input's dtype, so that fp32 weights can serve bf16 activations."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return F.linear(rows, self.weight.to(rows.dtype))
+
+
+class Table(nn.Module):
+    """An embedding table `(entries, width)`."""
+
+    def __init__(self, entries: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(entries, width))
+
+
+class Norm(nn.Module):
+    """RMSNorm (Zhang and Sennrich, 2019), computed in fp32."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rms_norm(rows, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped key heads and rotary positions."""
+
+    def __init__(self, stack: Stack):
+        super().__init__()
+        self.head_dim, self.groups = stack.head_dim, stack.num_key_value_heads
+        queries, keys = stack.num_attention_heads * stack.head_dim, self.groups * stack.head_dim
+        self.q_proj, self.o_proj = Linear(stack.hidden_size, queries), Linear(queries, stack.hidden_size)
+        self.k_proj, self.v_proj = Linear(stack.hidden_size, keys), Linear(stack.hidden_size, keys)
+
+    def forward(self, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """(B, T, width) -> (B, T, width); `cos` and signed `sin` are `(T, 1, head_dim)`."""
+        batch, length, _ = rows.shape
+        query, key, value = (
+            part(rows).view(batch, length, -1, self.head_dim) for part in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if length <= SHORT_ATTENTION and rows.device.type == "cpu":
+            mixed = self.attend_short(query, key, value)
+        else:
+            heads_first = [x.transpose(1, 2) for x in (query, key, value)]
+            mixed = F.scaled_dot_product_attention(
+                heads_first[0], heads_first[1], heads_first[2], is_causal=True, enable_gqa=True
+            ).transpose(1, 2)
+        return self.o_proj(mixed.reshape(batch, length, -1))
+
+    def attend_short(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(B, T, heads, D) each -> (B, T, heads, D), the query heads of a group stacked as rows over one key head."""
+        batch, length = query.shape[:2]
+        query = query.unflatten(2, (self.groups, -1)).permute(0, 2, 3, 1, 4)  # (B, G, H/G, T, D)
+        query = query.reshape(batch * self.groups, -1, self.head_dim)
+        key, value = (part.transpose(1, 2).flatten(0, 1) for part in (key, value))  # (B * G, T, D)
+        hidden = query.new_full((length, length), float("-inf")).triu(1).repeat(query.shape[1] // length, 1)
+        scores = torch.baddbmm(hidden, query, key.transpose(1, 2), alpha=self.head_dim**-0.5).softmax(-1)
+        mixed = (scores @ value).view(batch, self.groups, -1, length, self.head_dim)
+        return mixed.permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer, 2020)."""
+
+    def __init__(self, stack: Stack):
+        super().__init__()
+        self.gate_proj = Linear(stack.hidden_size, stack.intermediate_size)
+        self.up_proj = Linear(stack.hidden_size, stack.intermediate_size)
+        self.down_proj = Linear(stack.intermediate_size, stack.hidden_size)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.down_proj(swiglu(self.gate_proj(rows), self.up_proj(rows)))
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each behind its norm and beside its residual."""
+
+    def __init__(self, stack: Stack):
+        super().__init__()
+        self.self_attn, self.mlp = Attention(stack), FeedForward(stack)
+        self.input_layernorm = Norm(stack.hidden_size, stack.rms_norm_eps)
+        self.post_attention_layernorm = Norm(stack.hidden_size, stack.rms_norm_eps)
+
+    def forward(self, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        rows = rows + self.self_attn(self.input_layernorm(rows), cos, sin)
+        return rows + self.mlp(self.post_attention_layernorm(rows))
+
+
+class Transformer(nn.Module):
+    """A Llama stack over embedded rows `(B, T, width)`, its final norm included."""
+
+    def __init__(self, stack: Stack):
+        super().__init__()
+        self.stack = stack
+        self.layers = nn.ModuleList(Layer(stack) for _ in range(stack.num_hidden_layers))
+        self.norm = Norm(stack.hidden_size, stack.rms_norm_eps)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.run(rows)
+
+    def run(self, rows: Tensor) -> Tensor:
+        cos, sin = rope_tables(self.stack, rows.shape[1], rows.device, rows.dtype)
+        for layer in self.layers:
+            rows = layer(rows, cos, sin)
+        return self.norm(rows)
+
+
+class DepthTransformer(Transformer):
+    """The depth decoder's stack, which owns the shared audio table and the projection from backbone width."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config.depth)
+        self.embed_tokens = Table(config.num_codebooks * config.vocab_size, config.backbone.hidden_size)
+        self.inputs_embeds_projector = Linear(config.backbone.hidden_size, config.depth.hidden_size)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(N, K, W): the backbone's state, then the embedded codes 0..K-2 -> (N, K, D)."""
+        together = FRAMES_CPU if rows.device.type == "cpu" else max(1, len(rows))
+        return torch.cat([self.run(self.inputs_embeds_projector(part)) for part in rows.split(together)])
+
+
+class CodebookHeads(nn.Module):
+    """One head for each codebook after the first: `weight` is `(K - 1, D, V)`."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.num_codebooks - 1, config.depth.hidden_size, config.vocab_size))
+
+
+class DepthDecoder(nn.Module):
+    """From a backbone state and the codes so far to the next code of the same frame."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.model, self.codebooks_head = DepthTransformer(config), CodebookHeads(config)
+
+
+class Csm(nn.Module):
+    """The whole model without its codec.
+
+    `forward` gives logits for looking at and for tests; training goes through `csm.torch.loss`, generation through
+    `csm.torch.generate`, which use the same parts and compute no logits that nobody needs.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embed_text_tokens = Table(config.text_vocab_size, config.backbone.hidden_size)
+        self.backbone_model = Transformer(config.backbone)
+        self.lm_head = Linear(config.backbone.hidden_size, config.vocab_size)
+        self.depth_decoder = DepthDecoder(config)
+
+    @property
+    def audio_table(self) -> Tensor:
+        """(K * V, W): row `codebook * V + code`."""
+        return self.depth_decoder.model.embed_tokens.weight
+
+    def offsets(self) -> Tensor:
+        """(K,): where each codebook's rows start in the audio table."""
+        return torch.arange(self.config.num_codebooks, device=self.audio_table.device) * self.config.vocab_size
+
+    def embed(self, frames: Tensor, mask: Tensor) -> Tensor:
+        """frames, mask (B, T, K + 1) -> (B, T, W): the sum of the embeddings of the columns that the mask lets in."""
+        audio = F.embedding(frames[..., :-1] + self.offsets(), self.audio_table)
+        text = F.embedding(frames[..., -1], self.embed_text_tokens.weight)
+        return (audio * mask[..., :-1, None]).sum(2) + text * mask[..., -1:]
+
+    def forward(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Teacher-forced logits of every row.
+
+        Args:
+            frames: (B, T, K + 1) int64.
+            mask: (B, T, K + 1) bool.
+
+        Returns:
+            logits of codebook 0 for row t + 1, (B, T, V), and of codebooks 1..K-1 of row t + 1 given its earlier codes,
+            (B, T - 1, K - 1, V), meaningful where row t + 1 is an audio frame.
+        """
+        hidden = self.backbone_model(self.embed(frames, mask))
+        first = self.lm_head(hidden)
+        codes = frames[:, 1:, :-1]
+        depth = self.depth_logits(hidden[:, :-1].flatten(0, 1), codes.flatten(0, 1))
+        return first, depth.unflatten(0, codes.shape[:2])
+
+    def depth_logits(self, hidden: Tensor, codes: Tensor) -> Tensor:
+        """hidden (N, W) and codes (N, K) -> logits (N, K - 1, V) of codes 1..K-1."""
+        embedded = F.embedding(codes[:, :-1] + self.offsets()[:-1], self.audio_table)
+        out = self.depth_decoder.model(torch.cat([hidden[:, None], embedded], 1))
+        weight = self.depth_decoder.codebooks_head.weight.to(out.dtype)
+        return torch.einsum("nkd,kdv->nkv", out[:, 1:], weight)
+
+
+def rope_tables(stack: Stack, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and signed sin `(length, 1, head_dim)`; sin carries the minus of the half that is rotated down."""
+    frequency = torch.from_numpy(stack.inverse_frequencies()).to(device)
+    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None, None] * frequency
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)

@@ -1,0 +1,205 @@
+"""One optimiser over one model: an update from however many micro-batches, scores without gradients, exact state.
+
+Where backbone and embeddings are frozen, the backbone's states are constants of the data: they are computed once for each
+example, alone and therefore always alike, and kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from csm.data.batches import Batch
+from csm.errors import CsmError
+from csm.recipe import Recipe
+from csm.torch.checkpoint import save_tensors, write_checkpoint
+from csm.torch.loss import Weights, backbone_states, loss, losses_each, read_codes
+from csm.torch.model import Csm
+
+STATES_BYTES = 4 << 30  # frozen states beyond this are computed again rather than kept
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+
+
+def group_of(name: str) -> str:
+    """The group of a parameter: backbone, decoder (heads and projection included) or embeddings."""
+    if name.endswith("embed_tokens.weight") or name.startswith("embed_text_tokens."):
+        return "embeddings"
+    return "backbone" if name.startswith("backbone_model.") else "decoder"
+
+
+def parameter_groups(model: Csm, recipe: Recipe) -> list[dict[str, Any]]:
+    """Freeze what the recipe freezes; AdamW groups for the rest: a rate each, no decay on norms and embeddings."""
+    rates = {"backbone": recipe.backbone_rate, "decoder": recipe.decoder_rate, "embeddings": recipe.embeddings_rate}
+    frozen = {name: getattr(recipe, f"freeze_{name}") for name in rates}
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        group = group_of(name)
+        parameter.requires_grad_(not frozen[group])
+        if frozen[group]:
+            continue
+        decays = group != "embeddings" and parameter.ndim > 1
+        key = (group, decays)
+        groups.setdefault(key, dict(params=[], names=[], group=group, rate=rates[group]))
+        groups[key]["weight_decay"] = recipe.weight_decay if decays else 0.0
+        groups[key]["params"].append(parameter)
+        groups[key]["names"].append(name)
+    return list(groups.values())
+
+
+class TorchTrainer:
+    """AdamW over the parameters that the recipe does not freeze.
+
+    Args:
+        model: in the dtype its parameters are to be trained in (fp32 on CPU).
+        recipe: weights of the losses, frozen groups, rates, decay, clipping.
+        activations: dtype of what flows through; the parameters' own where it is None.
+    """
+
+    def __init__(self, model: Csm, recipe: Recipe, activations: torch.dtype | None = None):
+        self.model, self.recipe = model, recipe
+        self.dtype = activations or model.audio_table.dtype
+        torch.manual_seed(recipe.seed)
+        groups = parameter_groups(model, recipe)
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=BETAS, eps=EPSILON, fused=True)
+        self.keeps_states = recipe.freeze_backbone and recipe.freeze_embeddings
+        self._states: dict[bytes, Tensor] = {}
+        self._states_bytes = 0
+
+    @property
+    def trained_names(self) -> set[str]:
+        return {name for group in self.optimizer.param_groups for name in group["names"]}
+
+    def step(self, batches: Sequence[Batch], learning_rate: float) -> dict[str, float]:
+        """One update from all `batches`; losses are means over the tokens of all of them.
+
+        Returns:
+            loss, semantic_loss, acoustic_loss (before the update) and grad_norm (before clipping).
+
+        Raises:
+            FloatingPointError: the loss or the gradient is not finite; nothing was changed.
+        """
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        weights = Weights(
+            self.recipe.semantic_weight / sum(len(b.targets) for b in batches),
+            self.recipe.acoustic_weight / sum(b.acoustic_tokens for b in batches),
+        )
+        semantic = acoustic = 0.0
+        for batch in batches:
+            parts = self._losses(batch, weights)
+            (parts[0] + parts[1]).backward()
+            semantic, acoustic = semantic + parts[0].item(), acoustic + parts[1].item()
+        norm = self._clip()
+        if not np.isfinite([semantic, acoustic, norm]).all():
+            self.optimizer.zero_grad(set_to_none=True)
+            raise FloatingPointError("the loss is not finite")
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate * group["rate"]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {
+            "loss": semantic + acoustic,
+            "semantic_loss": semantic / max(self.recipe.semantic_weight, 1e-12),
+            "acoustic_loss": acoustic / max(self.recipe.acoustic_weight, 1e-12),
+            "grad_norm": norm,
+        }
+
+    def score(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Losses of each example without gradients: `semantic`, `acoustic` sums and their token counts, each (B,)."""
+        self.model.eval()
+        with torch.no_grad():
+            codes = read_codes(self.model, batch)
+            semantic, acoustic = losses_each(self.model, batch, codes, self._states_of(batch))
+        size, of = batch.shape[0], batch.example_of
+        depth_of = of[batch.depth]
+        return {
+            "semantic": np.bincount(of, semantic.double().cpu().numpy(), size),
+            "semantic_tokens": np.bincount(of, minlength=size),
+            "acoustic": np.bincount(depth_of, acoustic.double().sum(1).cpu().numpy(), size),
+            "acoustic_tokens": np.bincount(depth_of, minlength=size) * acoustic.shape[1],
+        }
+
+    def _losses(self, batch: Batch, weights: Weights) -> tuple[Tensor, Tensor]:
+        codes = read_codes(self.model, batch)
+        states = self._states_of(batch) if self.keeps_states else backbone_states(self.model, batch, codes, self.dtype)
+        return loss(self.model, batch, codes, states, weights)
+
+    def _states_of(self, batch: Batch) -> Tensor:
+        if not self.keeps_states:
+            return backbone_states(self.model, batch, read_codes(self.model, batch), self.dtype)
+        with torch.no_grad():
+            return torch.cat([self._example_states(batch, i) for i in range(batch.shape[0])])
+
+    def _example_states(self, batch: Batch, index: int) -> Tensor:
+        key = batch.keys[index]
+        if key not in self._states:
+            alone = one_example(batch, index)
+            states = backbone_states(self.model, alone, read_codes(self.model, alone), self.dtype)
+            if self._states_bytes + states.nbytes > STATES_BYTES:
+                return states
+            self._states[key] = states
+            self._states_bytes += states.nbytes
+        return self._states[key]
+
+    def _clip(self) -> float:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        limit = self.recipe.max_grad_norm or float("inf")
+        return float(nn.utils.clip_grad_norm_(parameters, limit))
+
+    def save(self, folder: Path) -> None:
+        """Write momenta, step counts and torch's random state into `folder`."""
+        tensors = {}
+        for group in self.optimizer.param_groups:
+            for name, parameter in zip(group["names"], group["params"], strict=True):
+                for key, value in self.optimizer.state[parameter].items():
+                    tensors[f"{key}/{name}"] = value.contiguous()
+        tensors["random_state"] = torch.get_rng_state()
+        save_tensors(tensors, folder / "optimizer.safetensors")
+        (folder / "backend.json").write_text(json.dumps({"backend": "torch", "torch": torch.__version__}))
+
+    def load(self, folder: Path) -> None:
+        """Take up what `save` wrote.
+
+        Raises:
+            CsmError: the state is another backend's, or of other parameters.
+        """
+        backend = json.loads((folder / "backend.json").read_text())["backend"]
+        if backend != "torch":
+            raise CsmError(f"{folder} was written by the {backend} backend; momenta do not cross backends.")
+        try:
+            tensors = load_file(folder / "optimizer.safetensors")
+        except SafetensorError as error:
+            raise CsmError(f"{folder / 'optimizer.safetensors'} is damaged ({error}).") from None
+        for group in self.optimizer.param_groups:
+            for name, parameter in zip(group["names"], group["params"], strict=True):
+                found = {key.split("/")[0]: value for key, value in tensors.items() if key.endswith(f"/{name}")}
+                if set(found) != {"step", "exp_avg", "exp_avg_sq"}:
+                    raise CsmError(f"{folder} holds no momenta of {name}.")
+                self.optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in found.items()}
+        torch.set_rng_state(tensors["random_state"])
+
+    def save_model(self, unchanged: Path, out: Path) -> None:
+        """Make `out` a loadable model folder; see `csm.torch.checkpoint.write_checkpoint`."""
+        write_checkpoint(self.model, self.trained_names, unchanged, out)
+
+
+def one_example(batch: Batch, index: int) -> Batch:
+    """The batch of one example alone, without padding."""
+    length = batch.shape[1]
+    text, audio = batch.text_at // length == index, batch.audio_at // length == index
+    first = int(np.flatnonzero(audio)[0])
+    mine = batch.example_of == index
+    rows = max(batch.text_at[text].max(initial=-1), batch.audio_at[audio].max()) + 1 - index * length
+    return Batch(
+        (1, int(rows)), batch.text_at[text] - index * length, batch.text_ids[text],
+        batch.audio_at[audio] - index * length, batch.codes[audio], batch.targets[mine] - first,
+        np.arange(mine.sum()), np.zeros(mine.sum(), np.int64), (batch.keys[index],),
+    )  # fmt: skip

@@ -1,0 +1,241 @@
+"""CSMFineTuner: from a recipe and data to a run folder. The documented Python API, and what the command line calls.
+
+fine_tuner = CSMFineTuner(model_path="csm-tiny", output_dir="my_voice", learning_rate=5e-4)
+fine_tuner.prepare_optimizer(freeze_backbone=True)
+fine_tuner.train(train_dataset=[Segment("hello there.", 5, "hello.wav"), ...], batch_size=1, epochs=5)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from csm.backend import Backend, choose_backend
+from csm.data.batches import EpochBatches, validation_batches
+from csm.data.codes import CodeCache, Tokenised, data_fingerprint, default_cache_folder, tokenise
+from csm.data.examples import ExampleSet, make_sources, split
+from csm.data.faults import Fault
+from csm.data.row import Row
+from csm.errors import CsmError
+from csm.model_folder import ModelFolder, open_folder
+from csm.presets import PRESETS
+from csm.recipe import Resolved, nearest, resolve
+from csm.segment import Conversation, Segment
+from csm.tokenizer import TextTokenizer
+from csm.training.dataset import tokenise_segments
+from csm.training.loop import Parts, Report, train
+from csm.training.run_folder import TRAINER, Position, RunFolder, now
+
+UNCHANGED = "unchanged"
+RUN_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its best checkpoint's folder, where it began and ended, and where an older run was moved."""
+
+    best: Path
+    from_step: int
+    step: int
+    moved_aside: Path | None
+
+
+class CSMFineTuner:
+    """One fine-tune of a model folder into a run folder.
+
+    Args:
+        model_path: a model folder, a run, a hub id or `csm-tiny`.
+        output_dir: the run folder; an unfinished run of the same recipe and data is gone on with.
+        learning_rate: None takes the model folder's recommendation, else the preset's.
+        preset: one of `csm.presets.PRESETS`.
+        backend: where to train; None chooses by `device`, `dtype` and `threads`.
+        cache: where audio codes are kept; None is the user's cache folder.
+
+    Raises:
+        CsmError: the model cannot be used, or the preset is unknown.
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        output_dir: str | Path,
+        learning_rate: float | None = None,
+        *,
+        preset: str = "voice-adapt",
+        backend: Backend | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        threads: int | None = None,
+        cache: Path | None = None,
+    ):
+        if preset not in PRESETS:
+            raise CsmError(f"there is no preset {preset!r}.", nearest(preset, tuple(PRESETS)))
+        self.preset = preset
+        self.base: ModelFolder = open_folder(model_path)
+        self.run = RunFolder(Path(output_dir))
+        self.backend = backend or choose_backend(self.base, device, dtype, threads, training=True)
+        self.cache_folder = cache or default_cache_folder()
+        self.layers: list[tuple[str, Mapping[str, Any]]] = [
+            (f"{self.base.path.name}/recommended.json", self.base.preset_values(preset)),
+            ("arguments", {"learning_rate": learning_rate}),
+        ]
+
+    @property
+    def resolved(self) -> Resolved:
+        """The recipe as it stands: preset, recommendation, and the layers laid over them, with sources."""
+        return resolve(self.preset, PRESETS[self.preset], self.layers)
+
+    def prepare_optimizer(
+        self,
+        freeze_backbone: bool | None = None,
+        freeze_decoder: bool | None = None,
+        freeze_embeddings: bool | None = None,
+    ) -> None:
+        """Say which groups stay as they are; None keeps what the recipe says."""
+        frozen = dict(
+            freeze_backbone=freeze_backbone, freeze_decoder=freeze_decoder, freeze_embeddings=freeze_embeddings
+        )
+        self.layers.append(("arguments", frozen))
+
+    def tokenise(
+        self,
+        conversations: Sequence[Sequence[Row]],
+        faults: Sequence[Fault] = (),
+        progress: Callable[[int, int], None] | None = None,
+        strict: bool = False,
+    ) -> Tokenised:
+        """Codes of rows that were read from files, through the cache. Raises as `csm.data.codes.tokenise`."""
+        cache = CodeCache(self.cache_folder, self.backend.codec(self.base))
+        return tokenise(conversations, cache, progress, faults=faults, strict=strict)
+
+    def train(
+        self,
+        train_dataset: Sequence[Segment | Conversation] | Tokenised,
+        batch_size: int | None = None,
+        epochs: int | None = None,
+        *,
+        resume: bool = False,
+        fresh: bool = False,
+        report: Report | None = None,
+    ) -> Outcome:
+        """Train, or go on with the same run.
+
+        Args:
+            train_dataset: Segments, Conversations, or what `tokenise` made of files.
+            batch_size: examples in a micro-batch; None keeps the recipe's.
+            epochs: None keeps the recipe's.
+            resume: insist on going on with a run that is there.
+            fresh: move what is there aside and begin anew.
+            report: told (step, steps, values) after every update.
+
+        Raises:
+            CsmError: bad data, another run's folder, a loss that is not finite.
+            Interrupted: SIGINT or SIGTERM came; the state was saved.
+        """
+        self.layers.append(("arguments", dict(batch_size=batch_size, epochs=epochs)))
+        data = train_dataset if isinstance(train_dataset, Tokenised) else self._from_segments(train_dataset)
+        training, validation = self._split(data)
+        identity = self._identity(data)
+        aside = self.run.set_aside() if fresh and self.run.path.exists() else None
+        found = self._find(identity, resume)
+        if not self.run.exists:
+            self.run.begin(identity, self._lineage(data, training, validation))
+        parts = self._parts(training, validation, found[0] if found else None)
+        start = found[1] if found else Position()
+        end = train(parts, start, report or (lambda *_: None))
+        best = self.run.checkpoints / (self.run.path / "best").read_text().strip()
+        return Outcome(best, start.step, end.step, aside)
+
+    def _from_segments(self, data: Sequence[Segment | Conversation]) -> Tokenised:
+        codec = self.backend.codec(self.base)
+        return tokenise_segments(data, codec, CodeCache(self.cache_folder, codec))
+
+    def _split(self, data: Tokenised) -> tuple[ExampleSet, ExampleSet]:
+        recipe, config = self.resolved.recipe, self.base.config
+        sources = make_sources(data.conversations, TextTokenizer(self.base.path), config.num_codebooks)
+        training, validation = split(sources, recipe.val_split, recipe.seed)
+        longest = config.backbone.max_position_embeddings
+        return (
+            ExampleSet(training, recipe.context_turns, longest, recipe.seed),
+            ExampleSet(validation, recipe.context_turns, longest, recipe.seed),
+        )
+
+    def _parts(self, training: ExampleSet, validation: ExampleSet, checkpoint: Path | None) -> Parts:
+        recipe = self.resolved.recipe
+        trainer = self.backend.trainer(open_folder(checkpoint) if checkpoint else self.base, recipe)
+        if checkpoint:
+            trainer.load(checkpoint / TRAINER)
+        unchanged = self.run.path / UNCHANGED
+        if not unchanged.is_dir():
+            self.backend.write_unchanged(self.base, trainer.trained_names, unchanged)
+        batches = EpochBatches(training, recipe.batch_size, recipe.accumulate, recipe.decoder_fraction, recipe.seed)
+        held_out = validation_batches(validation, recipe.batch_size)
+        return Parts(trainer, batches, held_out, self.run, unchanged, recipe)
+
+    def _identity(self, data: Tokenised) -> dict[str, Any]:
+        """What makes a run this run: written as recipe.json, and held against it on resume."""
+        return {
+            "schema_version": RUN_SCHEMA,
+            "preset": self.preset,
+            "base": self.base.hash,
+            "data": data_fingerprint(data.conversations),
+            "recipe": self.resolved.recipe.to_dict(),
+        }
+
+    def _find(self, identity: dict[str, Any], resume: bool) -> tuple[Path, Position] | None:
+        """The checkpoint to go on from; None for a new run, or for one that had saved nothing yet."""
+        if not self.run.exists:
+            if resume:
+                raise CsmError(f"{self.run.path} holds no run to resume.", "Leave out --resume to begin one.")
+            return None
+        differences = _differences(self.run.recipe(), identity)
+        if differences:
+            raise CsmError(
+                f"{self.run.path} holds another run: {'; '.join(differences)}.",
+                "Give another --output-dir, the same settings and data, or --fresh to move the old run aside.",
+            )
+        return self.run.latest()
+
+    def _lineage(self, data: Tokenised, training: ExampleSet, validation: ExampleSet) -> dict[str, Any]:
+        turns = [turn for conversation in data.conversations for turn in conversation]
+        minutes = sum(turn.codes.shape[1] for turn in turns) / data.frame_rate / 60
+        return {
+            "schema_version": RUN_SCHEMA,
+            "parent": {"path": str(self.base.path), "hash": self.base.hash},
+            "data": {
+                "fingerprint": data_fingerprint(data.conversations),
+                "clips": len(turns),
+                "minutes": round(minutes, 2),
+                "speakers": sorted({turn.row.speaker for turn in turns}),
+                "training": [source.id for source in training.sources],
+                "validation": [source.id for source in validation.sources],
+            },
+            "recipe_sources": dict(self.resolved.sources),
+            "backend": self.backend.reason,
+            "program": f"csm-finetune {_version()}",
+            "started": now(),
+        }
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What makes two runs differ, one phrase each."""
+    phrases = {"base": "the base model differs", "data": "the data differ", "schema_version": "its format differs"}
+    found = [phrase for key, phrase in phrases.items() if old.get(key) != new[key]]
+    if old.get("preset") != new["preset"]:
+        found.append(f"its preset is {old.get('preset')}, now {new['preset']}")
+    before, after = old.get("recipe", {}), new["recipe"]
+    return found + [
+        f"{key} was {before.get(key)}, now {after.get(key)}"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _version() -> str:
+    try:
+        return version("csm-finetune")
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,149 @@
+"""The run folder: recipe, lineage, metrics, checkpoints, and the pointers `best` and `last`.
+
+Whatever can be lost is written beside, flushed to disk, then swapped in; a folder that is half-written is never seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from csm.errors import CsmError
+from csm.model_folder import read_json
+
+TRAINER = "trainer"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run is: updates done, and the best validation loss so far with its step."""
+
+    step: int = 0
+    best_loss: float | None = None
+    best_step: int = 0
+
+
+class RunFolder:
+    """One fine-tune's folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "recipe.json").is_file()
+
+    def begin(self, recipe: dict[str, Any], lineage: dict[str, Any]) -> None:
+        """Write what the run is.
+
+        Raises:
+            CsmError: the folder holds something else already.
+        """
+        if self.path.exists() and (not self.path.is_dir() or not self._only_begun()):
+            raise CsmError(f"{self.path} is there already and is no run.", "Give another --output-dir, or --fresh.")
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "lineage.json", lineage)
+        write_json(self.path / "recipe.json", recipe)
+
+    def _only_begun(self) -> bool:
+        """Whether a kill during `begin` explains all that is here."""
+        names = {p.name for p in self.path.iterdir() if not p.name.startswith(".")}
+        return names <= {"checkpoints", "lineage.json"}
+
+    def recipe(self) -> dict[str, Any]:
+        return read_json(self.path / "recipe.json")
+
+    def lineage(self) -> dict[str, Any]:
+        return read_json(self.path / "lineage.json")
+
+    def set_aside(self) -> Path:
+        """Move the folder to a free name beside itself."""
+        number = 1
+        while (target := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        os.rename(self.path, target)
+        return target
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:06d}"
+
+    def steps(self) -> list[int]:
+        """Steps of whole checkpoints, ascending."""
+        names = self.checkpoints.glob("step-*") if self.checkpoints.is_dir() else ()
+        return sorted(int(p.name[5:]) for p in names if p.name[5:].isdigit())
+
+    def save(
+        self, position: Position, fill_model: Callable[[Path], None], fill_trainer: Callable[[Path], None]
+    ) -> Path:
+        """Write a checkpoint beside and swap it in, point `last` (and `best`) at it, drop older trainer states."""
+        target, beside = self.checkpoint(position.step), self.checkpoints / ".part"
+        shutil.rmtree(beside, ignore_errors=True)
+        (beside / TRAINER).mkdir(parents=True)
+        try:
+            fill_model(beside)
+            fill_trainer(beside / TRAINER)
+            write_json(beside / TRAINER / "position.json", vars(position))
+            _flush(beside)
+            if target.exists():
+                shutil.rmtree(target)
+            os.rename(beside, target)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        self.point("last", position.step)
+        self.point("best", position.best_step or position.step)
+        for step in self.steps():
+            if step != position.step:
+                shutil.rmtree(self.checkpoint(step) / TRAINER, ignore_errors=True)
+        return target
+
+    def point(self, name: str, step: int) -> None:
+        """Make `best` or `last` name the checkpoint of `step`."""
+        _write(self.path / name, f"step-{step:06d}\n")
+
+    def latest(self) -> tuple[Path, Position] | None:
+        """The newest checkpoint that can be resumed, and where it stands."""
+        for step in reversed(self.steps()):
+            folder = self.checkpoint(step)
+            if (folder / TRAINER / "position.json").is_file():
+                return folder, Position(**read_json(folder / TRAINER / "position.json"))
+        return None
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON beside `path`, flush it, swap it in."""
+    _write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def now() -> str:
+    """UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)

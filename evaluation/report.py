@@ -1,0 +1,192 @@
+"""Scores for people: a table for the terminal, a report in Markdown; and every file written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from csm.audio import SUFFIXES
+from evaluation.compare import METRICS, PHRASES, in_words
+from evaluation.score import Scores, SystemScores
+
+Curves = Mapping[str, Sequence[tuple[int, float]]]
+COLUMNS = {  # key: head, its unit, decimals; the unit stands below the head, so that the table fits 80 characters
+    "speaker_similarity": ("similarity", "", 3),
+    "speaker_similarity_pooled": ("pooled", "", 3),
+    "syllables_per_second_speech": ("rate", "syl/s", 2),
+    "pitch_median_hz": ("pitch", "Hz", 1),
+    "pitch_spread_semitones": ("spread", "st", 2),
+    "pauses_per_minute": ("pauses", "/min", 1),
+}
+ABSENT = "–"
+
+
+def terminal_table(scores: Scores, format: str = "simple") -> str:
+    """Base, checkpoints and folders, then the reference: similarity, rate, pitch and pauses, the best one marked.
+
+    Args:
+        format: any of tabulate's formats; `github` for Markdown.
+    """
+    from tabulate import tabulate
+
+    rows = [[_system_name(system, scores), *_cells(system.summary)] for system in _ordered(scores.systems)]
+    rows.append([f"reference ({scores.reference['recordings']})", *_cells(scores.reference["summary"])])
+    is_markdown = format in ("github", "pipe")
+    if is_markdown:
+        rows = [[_escape(row[0]), *row[1:]] for row in rows]
+    heads = ["", *((" " if is_markdown else "\n").join((head, unit)).rstrip(" ") for head, unit, _ in COLUMNS.values())]
+    align = ("left", *["right"] * len(COLUMNS))
+    return tabulate(rows, headers=heads, tablefmt=format, disable_numparse=True, colalign=align)
+
+
+def markdown_report(
+    scores: Scores,
+    samples_folder: str | Path | None = None,
+    curves: Curves | None = None,
+    links_from: str | Path | None = None,
+) -> str:
+    """The whole report: table, comparison in words, ceiling, curves, samples to listen to, what could not be scored.
+
+    Args:
+        samples_folder: sound files below it are listed as links.
+        curves: training curves by name, each `(step, value)` in order.
+        links_from: the folder the report will stand in, which links are relative to; the current one if None.
+    """
+    parts = [
+        f"# Scores against {_escape(scores.reference['name'])}",
+        terminal_table(scores, "github"),
+        "Similarity is the cosine of speaker embeddings, per sample and pooled over pieces of 3 s and more; rate is "
+        "syllables per second of sounding time; spread is in semitones about the median pitch.",
+        "\n".join(["## Best", "", _escape(scores.best_reason)]),
+        "\n".join(["## Against the base", "", *_comparison_lines(scores)]),
+        "\n".join(["## What is possible", "", _ceiling(scores.reference)]),
+    ]
+    if curves:
+        parts.append("\n".join(["## Training", "", _curve_table(curves)]))
+    if samples_folder is not None:
+        links = _sample_links(scores, Path(samples_folder), Path(links_from or "."))
+        parts.append("\n".join(["## Samples", "", *(links or ["There are none."])]))
+    if absences := list(_absences(scores)):
+        parts.append("\n".join(["## Not scored", "", *absences]))
+    return "\n\n".join(parts) + "\n"
+
+
+def write_json(scores: Scores, path: str | Path) -> None:
+    """Write `scores.json`, whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; what stood there before still does.
+    """
+    _write(Path(path), json.dumps(scores.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_markdown(
+    scores: Scores, path: str | Path, samples_folder: str | Path | None = None, curves: Curves | None = None
+) -> None:
+    """Write `markdown_report` with links relative to the report, whole or not at all. Raises as `write_json`."""
+    path = Path(path)
+    _write(path, markdown_report(scores, samples_folder, curves, links_from=path.parent))
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    finally:
+        Path(beside).unlink(missing_ok=True)
+
+
+def _ordered(systems: Sequence[SystemScores]) -> list[SystemScores]:
+    return sorted(systems, key=lambda system: system.kind != "base")  # stable: the rest keep their order
+
+
+def _system_name(system: SystemScores, scores: Scores) -> str:
+    return f"{system.name} (best)" if system.name == scores.best else system.name
+
+
+def _cells(summary: dict[str, Any]) -> list[str]:
+    return [
+        ABSENT if summary.get(key) is None else f"{summary[key]:.{decimals}f}"
+        for key, (_, _, decimals) in COLUMNS.items()
+    ]
+
+
+def _comparison_lines(scores: Scores) -> Iterator[str]:
+    """Every metric for the best system, only the similarity for the others."""
+    if not any(system.kind == "base" for system in scores.systems):
+        yield "No base was scored, so nothing is compared."
+        return
+    by_key = {(comparison["system"], comparison["metric"]): comparison for comparison in scores.comparisons}
+    for system in _ordered(scores.systems):
+        if system.kind != "base":
+            shown = METRICS if scores.best in (system.name, None) else METRICS[:1]
+            for metric in shown:
+                found = by_key.get((system.name, metric))
+                words = in_words(found) if found else _not_compared(system.name, metric)
+                yield f"- {_escape(words[0].upper() + words[1:])}"
+
+
+def _not_compared(system: str, metric: str) -> str:
+    return f"{PHRASES[metric][0]}: {system} and the base share no text and seed that has it on both sides."
+
+
+def _ceiling(reference: dict[str, Any]) -> str:
+    summary = reference["summary"]
+    if summary.get("speaker_similarity") is None:
+        return reference["reasons"].get("speaker_similarity", "The reference has no ceiling.")
+    sentence = (
+        f"The reference's own recordings ({reference['recordings']}, {reference['seconds']:.0f} s) resemble each other "
+        f"by {summary['speaker_similarity']:.3f} one by one"
+    )
+    if summary.get("speaker_similarity_pooled") is not None:
+        sentence += f", {summary['speaker_similarity_pooled']:.3f} in pieces of 3 s and more"
+    return f"{sentence}, {summary['self_similarity']:.3f} half against half. No system can be expected to pass that."
+
+
+def _curve_table(curves: Curves) -> str:
+    from tabulate import tabulate
+
+    rows = []
+    for name, points in curves.items():
+        if points:
+            lowest = min(points, key=lambda point: point[1])
+            shown = [f"{value:.4f} (step {step})" for step, value in (points[0], lowest, points[-1])]
+            rows.append([_escape(name), *shown])
+    return tabulate(rows, headers=["", "first", "lowest", "last"], tablefmt="github", disable_numparse=True)
+
+
+def _sample_links(scores: Scores, folder: Path, links_from: Path) -> list[str]:
+    texts = {row["name"]: row["text"] for system in scores.systems for row in system.samples if row["text"]}
+    lines = []
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
+        name = path.relative_to(folder).as_posix()
+        target = quote(Path(os.path.relpath(path, links_from)).as_posix())
+        text = texts.get(name) or texts.get(name.removesuffix(path.suffix))
+        lines.append(f"- [{_escape(name)}]({target})" + (f": {_escape(text)}" if text else ""))
+    return lines
+
+
+def _absences(scores: Scores) -> Iterator[str]:
+    for system in scores.systems:
+        for row in system.samples:
+            if reason := row["reasons"].get("speaker_similarity"):
+                yield f"- {_escape(system.name)}, {_escape(row['name'])}, seed {row['seed']}: {reason}"
+    for name, reason in scores.reference["skipped"].items():
+        yield f"- reference, {_escape(name)}: {_escape(reason)}"
+
+
+def _escape(text: str) -> str:
+    for mark in "\\|[]<>*_`":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())

@@ -1,0 +1,175 @@
+"""Scores: samples against a reference, systems against the base, the best checkpoint; and their JSON.
+
+`scores.json` (schema version 1) holds `reference`, `systems` (each with its samples' rows and their means),
+`comparisons` (every other system minus the base, paired) and `best` with the reason. Every number that could not be
+had is null with a sentence under `reasons`; NaN is never written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from csm.errors import CsmError
+from evaluation.compare import METRICS, has_pairs, paired_bootstrap
+from evaluation.reference import Reference
+from evaluation.sample import POOLED_SECONDS, Sample, measure, pooled_voices, row, summarise
+from evaluation.speaker import similarity
+
+__all__ = ["Kind", "Reference", "Sample", "Scores", "SystemScores", "score_sample", "score_system"]
+
+SCHEMA_VERSION = 1
+Kind = Literal["base", "checkpoint", "folder"]
+
+
+def score_sample(sample: Sample, reference: Reference) -> dict[str, Any]:
+    """One sample's row: `speaker_similarity`, `duration_seconds`, rate, pitch and pauses, each with its unit's name.
+
+    Returns:
+        a flat JSON object; a value that cannot be had is None, with a sentence in `reasons` under the same key.
+
+    Raises:
+        CsmError: the speaker embedding's weights are not installed.
+    """
+    measures, voice = measure(sample)
+    if voice is not None:
+        measures.put("speaker_similarity", similarity(voice, reference.embedding))
+    return row(sample, measures)
+
+
+@dataclass(frozen=True)
+class SystemScores:
+    """What one model, or one folder of samples, scored.
+
+    Args:
+        name: unique among the systems of one document.
+        kind: base, checkpoint or folder.
+        samples: the rows.
+        summary: number of samples, how many have a similarity, the means over the samples that have a value, and
+            `speaker_similarity_pooled` over pieces of 3 s and more.
+        reasons: a sentence for every None in the summary.
+    """
+
+    name: str
+    kind: Kind
+    samples: list[dict[str, Any]]
+    summary: dict[str, Any]
+    reasons: dict[str, str]
+
+
+def score_system(name: str, samples: Iterable[Sample], reference: Reference, kind: Kind = "folder") -> SystemScores:
+    """Score every sample of a system, and the system.
+
+    Raises:
+        CsmError: there are no samples, or the speaker embedding's weights are not installed.
+    """
+    samples = list(samples)
+    if not samples:
+        raise CsmError(f"{name} has no samples to score.")
+    rows = [score_sample(sample, reference) for sample in samples]
+    means = summarise(rows)
+    pooled = [similarity(voice, reference.embedding) for voice in pooled_voices(samples)]
+    means.put(
+        "speaker_similarity_pooled",
+        float(np.mean(pooled)) if pooled else None,
+        f"The samples of no seed add up to {POOLED_SECONDS:.0f} s of sound.",
+    )
+    scored = sum(found["speaker_similarity"] is not None for found in rows)
+    return SystemScores(name, kind, rows, {"samples": len(rows), "scored": scored, **means.values}, means.reasons)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All that one evaluation found out; `Scores.of` makes it from its parts."""
+
+    reference: dict[str, Any]
+    systems: list[SystemScores]
+    comparisons: list[dict[str, Any]] = field(default_factory=list)
+    best: str | None = None
+    best_reason: str = ""
+
+    @classmethod
+    def of(cls, reference: Reference, systems: Sequence[SystemScores]) -> Scores:
+        """Compare every system with the base, where there is one, and choose the best checkpoint.
+
+        Raises:
+            CsmError: two systems have the same name.
+        """
+        names = [system.name for system in systems]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise CsmError(f"Two systems are called {twice[0]}.", "Give each a name of its own.")
+        best, reason = choose_best(systems)
+        return cls(reference.to_json(), list(systems), compare_with_base(systems), best, reason)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document as plain JSON values, `schema_version` first."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Scores:
+        """The document that `to_json` gave.
+
+        Raises:
+            CsmError: it is none, or of another schema version.
+        """
+        version = document.get("schema_version") if isinstance(document, dict) else None
+        if version != SCHEMA_VERSION:
+            raise CsmError(
+                f"The scores have schema version {version}; this program reads version {SCHEMA_VERSION}.",
+                "Run csm evaluate again.",
+            )
+        try:
+            parts = {name: document[name] for name in ("reference", "comparisons", "best", "best_reason")}
+            systems = [SystemScores(**system) for system in document["systems"]]
+        except (KeyError, TypeError) as error:
+            raise CsmError(f"The scores are incomplete ({error}).", "Run csm evaluate again.") from error
+        if unknown := [system.kind for system in systems if system.kind not in get_args(Kind)]:
+            raise CsmError(f"The scores hold a system of the unknown kind {unknown[0]}.", "Run csm evaluate again.")
+        return cls(systems=systems, **parts)
+
+
+def compare_with_base(systems: Sequence[SystemScores]) -> list[dict[str, Any]]:
+    """Every other system minus the first base, for each metric that pairs; nothing where there is no base."""
+    base = next((system for system in systems if system.kind == "base"), None)
+    if base is None:
+        return []
+    found = []
+    for system in systems:
+        for metric in METRICS:
+            if system is not base and has_pairs(base.samples, system.samples, metric):
+                difference = paired_bootstrap(base.samples, system.samples, metric)
+                interval = list(difference.interval_95) if difference.interval_95 else None
+                found.append(
+                    {"system": system.name, "against": base.name, **asdict(difference), "interval_95": interval}
+                )
+    return found
+
+
+def choose_best(systems: Sequence[SystemScores]) -> tuple[str | None, str]:
+    """The checkpoint with the highest mean similarity, the earlier of equals, and a sentence that says why.
+
+    A sample without a similarity counts 0 here: what is empty or silent resembles nobody, and a checkpoint that
+    mostly fails must not win by its one good sample.
+    """
+    checkpoints = [system for system in systems if system.kind == "checkpoint"]
+    ranked = [(_mean_with_failures(system), system) for system in checkpoints if system.summary["scored"]]
+    if not ranked:
+        what = "has a sample that could be scored" if checkpoints else "was scored"
+        return None, f"There is no best: no checkpoint {what}."
+    value, best = max(ranked, key=lambda pair: pair[0])
+    how = f"the highest of {len(checkpoints)} checkpoints" if len(checkpoints) > 1 else "the only checkpoint"
+    reason = f"{best.name} has a mean speaker similarity of {value:.3f} ({how}"
+    if failed := best.summary["samples"] - best.summary["scored"]:
+        reason += f", {failed} of {best.summary['samples']} samples without one counted as 0"
+    base = next((system for system in systems if system.kind == "base" and system.summary["scored"]), None)
+    if base is None:
+        return best.name, reason + ")."
+    above = "above" if value > _mean_with_failures(base) else "not above"
+    return best.name, f"{reason}), {above} the base's {_mean_with_failures(base):.3f}."
+
+
+def _mean_with_failures(system: SystemScores) -> float:
+    return float(np.mean([row["speaker_similarity"] or 0.0 for row in system.samples]))
