@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from csm.config import ModelConfig, Stack
 from csm.torch.kernels import rms_norm, rotate, swiglu
 
-FRAMES_CPU = 32  # frames that pass the depth decoder together, so that what a layer makes stays in the cache
+FRAMES_CPU = 64  # frames that pass the depth decoder together, so that what a layer makes stays in the cache
 SHORT_ATTENTION = 512  # rows up to which scores in full beat torch's CPU kernel, whose backward is slow
 
 
