@@ -41,6 +41,8 @@ def _preset_command(preset: str, summary: str) -> None:
 def _finetune(preset: str, flags: dict[str, Any]) -> None:
     if flags["resume"] and flags["fresh"]:
         raise click.UsageError("--resume and --fresh exclude each other.")
+    if preset == "style-tune" and not flags["style_name"].strip():
+        raise click.UsageError("--style-name is empty.")
     from csm.data.manifest import read_data
     from csm.training.finetuner import CSMFineTuner
 

@@ -20,7 +20,7 @@ from csm.data.examples import ExampleSet, make_sources, split
 from csm.data.faults import Fault
 from csm.data.row import Row
 from csm.errors import CsmError
-from csm.model_folder import ModelFolder, open_folder
+from csm.model_folder import ModelFolder, open_folder, pointed_to
 from csm.presets import PRESETS
 from csm.recipe import Resolved, nearest, resolve
 from csm.segment import Conversation, Segment
@@ -151,7 +151,8 @@ class CSMFineTuner:
         parts = self._parts(training, validation, found[0] if found else None)
         start = found[1] if found else Position()
         end = train(parts, start, report or (lambda *_: None))
-        best = self.run.checkpoints / (self.run.path / "best").read_text().strip()
+        best = pointed_to(self.run.path, "best")
+        assert best is not None, "a run that ended has a checkpoint"
         return Outcome(best, start.step, end.step, aside)
 
     def _from_segments(self, data: Sequence[Segment | Conversation]) -> Tokenised:
