@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ def read_torch_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CsmError(f"{path} is not there.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings(action="ignore"):  # on pickles of a protocol that it then refuses
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise CsmError(
             f"{path} is a pickle {_reason(error)}", "Save its state dict alone, or use safetensors."
@@ -41,11 +43,7 @@ def read_torch_file(path: Path) -> dict[str, Any]:
 
 def _reason(error: Exception) -> str:
     found = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
-    return (
-        f"that would run code when read ({found[1]})."
-        if found
-        else f"that is no saved state dict ({_first_line(error)})."
-    )
+    return f"that would run code when read ({found[1]})." if found else "that could run code when read, or is damaged."
 
 
 def _first_line(error: Exception) -> str:

@@ -11,10 +11,12 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from csm.adapters import Adapter, from_csm_mlx, from_peft, to_csm_mlx, to_peft
+from csm.adapters import Adapter
+from csm.csm_mlx_form import from_csm_mlx, to_csm_mlx
 from csm.errors import CsmError
 from csm.layouts import CSM_MLX, SESAME
 from csm.model_folder import ModelFolder, read_json
+from csm.peft_form import from_peft, to_peft
 from csm.torch.checkpoint import read_tensors, save_tensors
 from csm.whole_folder import whole_folder
 
