@@ -26,6 +26,7 @@ from csm.model_folder import ModelFolder, open_folder
 from csm.torch.checkpoint import load_model, write_checkpoint, write_unchanged
 from csm.torch.convert import convert
 from csm.torch.model import rope_tables
+from csm.weights import parameter_shapes
 
 FIVE = {
     "backbone_flavor": "llama-1B",
@@ -166,8 +167,6 @@ def test_the_names_are_those_of_the_published_code() -> None:
         "codebook0_head.weight",
         "audio_head",
     }
-    from csm.weights import parameter_shapes
-
     found = {layout: {stored_name(name, layout) for name in parameter_shapes(config)} for layout in FILES}
     assert found[SESAME] == top | {
         f"{stack}.{part}"
@@ -186,8 +185,6 @@ def test_the_names_are_those_of_the_published_code() -> None:
 def test_the_flavours_are_csm_1b() -> None:
     """Five fields give the published number of parameters, transformers' shape and Sesame's RoPE."""
     from transformers import CsmConfig
-
-    from csm.weights import parameter_shapes
 
     raw = read_config(FIVE, "here")
     config = ModelConfig.from_dict(raw, "here")
@@ -229,15 +226,33 @@ def test_csm_tiny_goes_round_in_its_own_dtype(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "sesame" / "config.json").read_text())["backbone_flavor"] == "custom"
 
 
-def test_a_forward_as_sesame_has_it_gives_our_logits(toy: ModelFolder, exported: dict[str, Path]) -> None:
-    weights = load_file(exported[SESAME] / "model.safetensors")
+def other_heads(toy: ModelFolder, folder: Path) -> ModelFolder:
+    """The toy with wider heads in its depth decoder than in its backbone, as CSM-1B has them, and random weights."""
+    raw = json.loads((toy.path / "config.json").read_text())
+    raw["depth_decoder_config"] |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    shapes = parameter_shapes(ModelConfig.from_dict(raw, "toy"))
+    torch.manual_seed(3)
+    tensors = {n: 0.2 * torch.randn(shape) + (len(shape) == 1) for n, shape in shapes.items()}
+    folder.mkdir()
+    shutil.copyfile(toy.path / "tokenizer.json", folder / "tokenizer.json")
+    (folder / "config.json").write_text(json.dumps(raw))
+    codec = {n: t for n, t in load_file(toy.path / "model.safetensors").items() if n.startswith("codec_model.")}
+    save_file({**tensors, **codec}, folder / "model.safetensors")
+    return open_folder(folder)
+
+
+@pytest.mark.parametrize("heads", ["alike", "other"])
+def test_a_forward_as_sesame_has_it_gives_our_logits(toy: ModelFolder, tmp_path: Path, heads: str) -> None:
+    folder = toy if heads == "alike" else other_heads(toy, tmp_path / "other")
+    convert(folder, tmp_path / "sesame", SESAME)
+    weights = load_file(tmp_path / "sesame" / "model.safetensors")
     codes = torch.from_numpy(np.random.default_rng(0).integers(1, 64, (11, TOY_CODEBOOKS)))
     frames = torch.cat([codes, torch.zeros(11, 1, dtype=torch.long)], 1)[None]
     mask = torch.ones_like(frames, dtype=torch.bool)
     mask[..., -1] = False
     with torch.no_grad():
-        first, depth = load_model(toy)(frames, mask)
-        theirs_first, theirs_depth = sesame_logits(codes, weights, toy.config)
+        first, depth = load_model(folder)(frames, mask)
+        theirs_first, theirs_depth = sesame_logits(codes, weights, folder.config)
     torch.testing.assert_close(first[0], theirs_first, atol=1e-4, rtol=0)
     torch.testing.assert_close(depth[0], theirs_depth, atol=1e-4, rtol=0)
 
