@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from csm.cli.console import Group, answer, say, warn
-from csm.cli.options import PATH, RECIPE_FLAGS, reads_data, runs_model, shapes_recipe
+from csm.cli.options import PATH, RECIPE_FLAGS, reads_data, runs_model, shapes_recipe, takes_base
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,7 +22,8 @@ def main() -> None:
 
 def _preset_command(preset: str, summary: str) -> None:
     @main.command(preset, help=summary)
-    @click.option("--model-path", default="csm-tiny", show_default=True, help="a model folder, a run, or csm-tiny")
+    @click.option("--model-path", default="csm-tiny", show_default=True, help="a model, a run, or csm-tiny")
+    @takes_base
     @click.option("--output-dir", required=True, type=PATH, help="the run folder; the same run there is gone on with")
     @reads_data
     @shapes_recipe
@@ -46,7 +47,7 @@ def _finetune(preset: str, flags: dict[str, Any]) -> None:
     from csm.data.manifest import read_data
     from csm.training.finetuner import CSMFineTuner
 
-    placement = {key: flags[key] for key in ("device", "dtype", "threads")}
+    placement = {key: flags[key] for key in ("device", "dtype", "threads", "base")}
     tuner = CSMFineTuner(flags["model_path"], flags["output_dir"], preset=preset, cache=flags["cache_dir"], **placement)
     tuner.layers += _layers(flags["recipe_file"], flags)
     (answer if flags["dry_run"] else say)(f"{preset} of {tuner.base.path}\n{tuner.resolved.describe()}")

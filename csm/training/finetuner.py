@@ -53,6 +53,7 @@ class CSMFineTuner:
         preset: one of `csm.presets.PRESETS`.
         backend: where to train; None chooses by `device`, `dtype` and `threads`.
         cache: where audio codes are kept; None is the user's cache folder.
+        base: a model folder that lends config, tokenizer and codec where `model_path` is weights alone.
 
     Raises:
         CsmError: the model cannot be used, or the preset is unknown.
@@ -70,16 +71,17 @@ class CSMFineTuner:
         dtype: str = "auto",
         threads: int | None = None,
         cache: Path | None = None,
+        base: str | Path | None = None,
     ):
         if preset not in PRESETS:
             raise CsmError(f"there is no preset {preset!r}.", nearest(preset, tuple(PRESETS)))
         self.preset = preset
-        self.base: ModelFolder = open_folder(model_path)
+        self.base: ModelFolder = open_folder(model_path, base)
         self.run = RunFolder(Path(output_dir))
         self.backend = backend or choose_backend(self.base, device, dtype, threads, training=True)
         self.cache_folder = cache or default_cache_folder()
         self.layers: list[tuple[str, Mapping[str, Any]]] = [
-            (f"{self.base.path.name}/recommended.json", self.base.preset_values(preset)),
+            (f"{self.base.beside.name}/recommended.json", self.base.preset_values(preset)),
             ("arguments", {"learning_rate": learning_rate}),
         ]
 
@@ -114,7 +116,7 @@ class CSMFineTuner:
     def unread_characters(self, data: Tokenised) -> str:
         """Characters of the transcripts that the model's tokenizer does not know, each once."""
         characters = {c for conversation in data.conversations for turn in conversation for c in turn.row.text}
-        return TextTokenizer(self.base.path).unknown_characters("".join(sorted(characters)))
+        return TextTokenizer(self.base.beside).unknown_characters("".join(sorted(characters)))
 
     def train(
         self,
@@ -161,7 +163,7 @@ class CSMFineTuner:
 
     def _split(self, data: Tokenised) -> tuple[ExampleSet, ExampleSet]:
         recipe, config = self.resolved.recipe, self.base.config
-        sources = make_sources(data.conversations, TextTokenizer(self.base.path), config.num_codebooks)
+        sources = make_sources(data.conversations, TextTokenizer(self.base.beside), config.num_codebooks)
         training, validation = split(sources, recipe.val_split, recipe.seed)
         longest = config.backbone.max_position_embeddings
         return (
@@ -215,7 +217,11 @@ class CSMFineTuner:
         minutes = sum(turn.codes.shape[1] for turn in turns) / data.frame_rate / 60
         return {
             "schema_version": RUN_SCHEMA,
-            "parent": {"path": str(self.base.path.resolve()), "hash": self.base.hash},
+            "parent": {
+                "path": str(self.base.path.resolve()),
+                "beside": str(self.base.beside.resolve()),
+                "hash": self.base.hash,
+            },
             "data": {
                 "fingerprint": data_fingerprint(data.conversations),
                 "clips": len(turns),

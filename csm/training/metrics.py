@@ -39,7 +39,9 @@ class MetricsFile:
             if isinstance(record, dict) and isinstance(record.get("step"), int):
                 records.append(record)
             elif line.endswith("\n"):
-                raise CsmError(f"{self.path}, line {number} is no record of a step.", "Take the line out, or use --fresh.")
+                raise CsmError(
+                    f"{self.path}, line {number} is no record of a step.", "Take the line out, or use --fresh."
+                )
         return records
 
     def rewind(self, step: int) -> None:
