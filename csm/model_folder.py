@@ -61,12 +61,12 @@ class ModelFolder:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 over config and weights: what a lineage calls this model."""
+        """sha256 over config, weights and tokenizer: what a lineage calls this model."""
         own = self.path / "config.json"
         whole = self.layout == TRANSFORMERS and self.path == self.beside and own.is_file()
         config = own.read_bytes() if whole else json.dumps(self.raw_config, sort_keys=True).encode()
         digest = hashlib.sha256(config)
-        for file in sorted(set(self.files.values())):
+        for file in [*sorted(set(self.files.values())), *self.beside.glob("tokenizer.json")]:
             with file.open("rb") as stream:
                 while block := stream.read(1 << 22):
                     digest.update(block)
@@ -89,6 +89,9 @@ class ModelFolder:
         for key in ("sampling", "presets"):
             if not isinstance(values.get(key, {}), dict):
                 raise CsmError(f"{path}: {key} is no table.")
+        for key, value in values.get("presets", {}).items():
+            if not isinstance(value, dict):
+                raise CsmError(f"{path}: presets.{key} is no table.")
         for key, value in values.get("sampling", {}).items():
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1e9:
                 raise CsmError(f"{path}: sampling.{key} is {value!r}; it is a number from 0 on.")
@@ -123,7 +126,7 @@ def resolve(model: str | Path) -> Path:
     """
     name, path = str(model), Path(model).expanduser()
     if name in EMBEDDED and not path.exists():
-        return Path(__file__).parent / "assets" / name
+        return _embedded(name)
     if path.is_dir():
         return _of_run(path) if (path / "recipe.json").is_file() and not (path / "config.json").is_file() else path
     if path.is_file():
@@ -142,6 +145,15 @@ def _of_run(run: Path) -> Path:
     if chosen is None:
         raise CsmError(f"the run {run} has no checkpoint yet.")
     return chosen
+
+
+def _embedded(name: str) -> Path:
+    return Path(__file__).parent / "assets" / name
+
+
+def embedded_name(path: Path) -> str | None:
+    """The name of an embedded model, where `path` is one: it stays right when the installation moves."""
+    return next((name for name in EMBEDDED if _embedded(name) == path), None)
 
 
 def pointed_to(run: Path, pointer: str) -> Path | None:

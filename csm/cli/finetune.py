@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from csm.cli.console import Group, answer, say, warn
 from csm.cli.options import PATH, RECIPE_FLAGS, reads_data, runs_model, shapes_recipe, takes_base
+
+if TYPE_CHECKING:
+    from csm.cli.progress import Progress
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -78,22 +81,42 @@ def _train(tuner: Any, rows: Any, faults: Any, flags: dict[str, Any]) -> None:
     if unread := tuner.unread_characters(data):
         warn(f"this model cannot read {' '.join(unread)!r} in the transcripts; write numbers as words.")
 
-    def report(step: int, steps: int, values: dict[str, float]) -> None:
-        validation = values.get("validation_loss")
-        bar.update(step, steps, f"loss {values['loss']:.4g}")
-        if validation is not None:
-            say(f"step {step}: loss {values['loss']:.4g}, validation {validation:.4g}; saved")
-
     with Progress("training") as bar:
-        outcome = tuner.train(data, resume=flags["resume"], fresh=flags["fresh"], report=report)
-    if outcome.moved_aside:
-        say(f"the old run was moved to {outcome.moved_aside}")
+        talk = _Talk(bar, tuner.run.path / "metrics.jsonl")
+        outcome = tuner.train(data, resume=flags["resume"], fresh=flags["fresh"], report=talk.updated, begun=talk.begun)
     if outcome.from_step == outcome.step:
         say(f"this run is done already: {outcome.step} steps; --fresh begins anew")
-    elif outcome.from_step:
-        say(f"went on from step {outcome.from_step}")
     say("best checkpoint:")
     answer(str(outcome.best))
+
+
+class _Talk:
+    """Tells of a training as it goes: where it begins, how good the base is, every update, every validation."""
+
+    def __init__(self, bar: Progress, metrics: Path):
+        self.bar, self.metrics, self.knows_base = bar, metrics, False
+
+    def begun(self, step: int, moved_aside: Path | None) -> None:
+        if moved_aside:
+            self.bar.say(f"the old run was moved to {moved_aside}")
+        if step:
+            self.bar.say(f"the run stands at step {step} and goes on from there")
+
+    def updated(self, step: int, steps: int, values: dict[str, float]) -> None:
+        if not self.knows_base:
+            self._tell_base()
+        self.bar.update(step, steps, f"loss {values['loss']:.4g}")
+        if "validation_loss" in values:
+            loss, validation = values["loss"], values["validation_loss"]
+            self.bar.say(f"step {step}: loss {loss:.4g}, validation {validation:.4g}; saved")
+
+    def _tell_base(self) -> None:
+        from csm.training.metrics import MetricsFile
+
+        self.knows_base = True
+        for record in MetricsFile(self.metrics).read()[:1]:
+            if record["step"] == 0 and "validation_loss" in record:
+                self.bar.say(f"the base: validation {record['validation_loss']:.4g}")
 
 
 _preset_command("voice-adapt", "Take on a voice from minutes of recordings: heads and depth decoder learn.")

@@ -11,6 +11,7 @@ import click
 from csm.cli.console import say
 from csm.cli.options import PATH, SEED, runs_model, samples_speech, takes_base
 from csm.cli.speech import check_target, hand_out
+from csm.cli.target import writable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +56,8 @@ def generate(
 
     if not text.strip():
         raise CsmError("the text is empty.", "Say what to speak with --text.")
+    if codes and writable(codes) == check_target(output):
+        raise click.UsageError("--codes and --output name the same file.")
     check_target(output)
     turns = [Segment(row.text, row.speaker, row.audio) for row in read_context(context)] if context else []
     generator = load_generator(model_path, device, dtype, threads, base)
@@ -64,7 +67,7 @@ def generate(
         max_audio_length_ms=max_audio_length_ms,
     )  # fmt: skip
     if codes:
-        _save(codes, speech.codes)
+        _save(writable(codes), speech.codes)
     hand_out(speech, output)
 
 

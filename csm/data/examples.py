@@ -6,6 +6,7 @@ Every choice is a function of (seed, epoch, example id), drawn in numpy, so that
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from csm.tokenizer import TextTokenizer
 class Source:
     """A turn that may be a target: its own rows, and where its context comes from.
 
-    `before` are the turns of its conversation that precede it, nearest last; a clip that stands alone has none and
-    takes other clips of `pool`, its speaker's clips in the same split.
+    `before` are the turns of its conversation that precede it, nearest last; a clip that stands alone has none and takes
+    other recordings of its speaker in the same split.
     """
 
     id: str
@@ -147,6 +148,10 @@ class ExampleSet:
                 raise CsmError(
                     f"{source.id} needs {len(source.own)} rows and the model takes {longest}.", "Cut it into clips."
                 )
+        self._pools: dict[int, list[int]] = {}  # of each speaker, the clips that stand alone
+        for index, source in enumerate(self.sources):
+            if source.alone:
+                self._pools.setdefault(source.speaker, []).append(index)
         self._plain = [Example(s.id, s.own, 0) for s in self.sources] if context_turns == 0 else None
 
     def __len__(self) -> int:
@@ -172,10 +177,11 @@ class ExampleSet:
         source = self.sources[index]
         if not source.alone:
             return list(source.before[-self.context_turns :])
-        pool = [i for i, s in enumerate(self.sources) if s.alone and s.speaker == source.speaker and i != index]
         draw = rng_for(self.seed, epoch, source.id, "context")
-        chosen = draw.permutation(len(pool))[: self.context_turns]
-        return [self.sources[pool[i]].own for i in chosen]
+        pool = self._pools[source.speaker]
+        chosen = (self.sources[pool[i]] for i in draw.permutation(len(pool)))
+        others = (s.own for s in chosen if s.sound != source.sound)
+        return list(itertools.islice(others, self.context_turns))
 
     def depth_frames(self, example: Example, epoch: int, fraction: float) -> np.ndarray:
         """Which of the example's targets train the depth decoder, `(n,)` bool: at least one, the end always."""

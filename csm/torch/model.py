@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from csm.config import ModelConfig, Stack
 from csm.torch.kernels import feed_forward, rms_norm, rotate
 
-FRAMES_CPU = 64  # frames that pass the depth decoder together, so that what a layer makes stays in the cache
+FRAMES_CPU = 64  # frames that pass the depth decoder together: smaller temporaries, which the allocator hands out again
 
 
 class Linear(nn.Module):
@@ -111,9 +111,6 @@ class Transformer(nn.Module):
         self.norm = Norm(stack.hidden_size, stack.rms_norm_eps)
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self.run(rows)
-
-    def run(self, rows: Tensor) -> Tensor:
         cos, sin = rope_tables(self.stack, rows.shape[1], rows.device, rows.dtype)
         for layer in self.layers:
             rows = layer(rows, cos, sin)
@@ -131,7 +128,8 @@ class DepthTransformer(Transformer):
     def forward(self, rows: Tensor) -> Tensor:
         """(N, K, W): the backbone's state, then the embedded codes 0..K-2 -> (N, K, D)."""
         together = FRAMES_CPU if rows.device.type == "cpu" else max(1, len(rows))
-        return torch.cat([self.run(self.inputs_embeds_projector(part)) for part in rows.split(together)])
+        stack = super().forward
+        return torch.cat([stack(self.inputs_embeds_projector(part)) for part in rows.split(together)])
 
 
 class CodebookHeads(nn.Module):

@@ -1,7 +1,7 @@
 """One optimiser over one model: an update from however many micro-batches, scores without gradients, exact state.
 
-Where backbone and embeddings are frozen, the backbone's states are constants of the data: they are computed once for each
-example, alone and therefore always alike, and kept.
+Where backbone and embeddings are frozen and no context is drawn, the backbone's states are constants of the data: they are
+computed once for each example, alone and therefore always alike, and kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from csm.errors import CsmError
 from csm.model_folder import read_json
 from csm.recipe import Recipe
 from csm.torch.checkpoint import save_tensors, write_checkpoint
-from csm.torch.loss import Weights, backbone_states, loss, losses_each, read_codes
+from csm.torch.loss import backbone_states, loss, losses_each, read_codes
 from csm.torch.model import Csm
 
 STATES_BYTES = 4 << 30  # frozen states beyond this are computed again rather than kept
@@ -70,7 +70,7 @@ class TorchTrainer:
         torch.manual_seed(recipe.seed)
         groups = parameter_groups(model, recipe)
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=BETAS, eps=EPSILON, fused=True)
-        self.keeps_states = recipe.freeze_backbone and recipe.freeze_embeddings
+        self.keeps_states = recipe.freeze_backbone and recipe.freeze_embeddings and recipe.context_turns == 0
         self._states: dict[bytes, Tensor] = {}
         self._states_bytes = 0
 
@@ -89,15 +89,13 @@ class TorchTrainer:
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        weights = Weights(
-            self.recipe.semantic_weight / sum(len(b.targets) for b in batches),
-            self.recipe.acoustic_weight / sum(b.acoustic_tokens for b in batches),
-        )
+        semantic_tokens, acoustic_tokens = sum(len(b.targets) for b in batches), sum(b.acoustic_tokens for b in batches)
         semantic = acoustic = 0.0
         for batch in batches:
-            parts = self._losses(batch, weights)
-            (parts[0] + parts[1]).backward()
-            semantic, acoustic = semantic + parts[0].item(), acoustic + parts[1].item()
+            first, others = self._losses(batch)
+            first, others = first / semantic_tokens, others / acoustic_tokens
+            (self.recipe.semantic_weight * first + self.recipe.acoustic_weight * others).backward()
+            semantic, acoustic = semantic + first.item(), acoustic + others.item()
         norm = self._clip()
         if not np.isfinite([semantic, acoustic, norm]).all():
             self.optimizer.zero_grad(set_to_none=True)
@@ -107,18 +105,20 @@ class TorchTrainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {
-            "loss": semantic + acoustic,
-            "semantic_loss": semantic / max(self.recipe.semantic_weight, 1e-12),
-            "acoustic_loss": acoustic / max(self.recipe.acoustic_weight, 1e-12),
+            "loss": self.recipe.semantic_weight * semantic + self.recipe.acoustic_weight * acoustic,
+            "semantic_loss": semantic,
+            "acoustic_loss": acoustic,
             "grad_norm": norm,
         }
 
     def score(self, batch: Batch) -> dict[str, np.ndarray]:
         """Losses of each example without gradients: `semantic`, `acoustic` sums and their token counts, each (B,)."""
+        was_training = self.model.training
         self.model.eval()
         with torch.no_grad():
             codes = read_codes(self.model, batch)
             semantic, acoustic = losses_each(self.model, batch, codes, self._states_of(batch))
+        self.model.train(was_training)
         size, of = batch.shape[0], batch.example_of
         depth_of = of[batch.depth]
         return {
@@ -128,10 +128,15 @@ class TorchTrainer:
             "acoustic_tokens": np.bincount(depth_of, minlength=size) * acoustic.shape[1],
         }
 
-    def _losses(self, batch: Batch, weights: Weights) -> tuple[Tensor, Tensor]:
+    def is_finite(self) -> bool:
+        """Whether every trained weight is a number."""
+        groups = self.optimizer.param_groups
+        return all(bool(torch.isfinite(p).all()) for group in groups for p in group["params"])
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         codes = read_codes(self.model, batch)
         states = self._states_of(batch) if self.keeps_states else backbone_states(self.model, batch, codes, self.dtype)
-        return loss(self.model, batch, codes, states, weights)
+        return loss(self.model, batch, codes, states)
 
     def _states_of(self, batch: Batch) -> Tensor:
         if not self.keeps_states:

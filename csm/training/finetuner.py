@@ -7,6 +7,7 @@ fine_tuner.train(train_dataset=[Segment("hello there.", 5, "hello.wav"), ...], b
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -17,10 +18,10 @@ from csm.backend import Backend, choose_backend
 from csm.data.batches import EpochBatches, validation_batches
 from csm.data.codes import CodeCache, Tokenised, data_fingerprint, default_cache_folder, tokenise
 from csm.data.examples import ExampleSet, make_sources, split
-from csm.data.faults import Fault
+from csm.data.faults import Fault, render, require_usable
 from csm.data.row import Row
 from csm.errors import CsmError
-from csm.model_folder import ModelFolder, open_folder, pointed_to
+from csm.model_folder import ModelFolder, embedded_name, open_folder, pointed_to
 from csm.presets import PRESETS
 from csm.recipe import Resolved, nearest, resolve
 from csm.segment import Conversation, Segment
@@ -111,7 +112,8 @@ class CSMFineTuner:
     ) -> Tokenised:
         """Codes of rows that were read from files, through the cache. Raises as `csm.data.codes.tokenise`."""
         cache = CodeCache(self.cache_folder, self.backend.codec(self.base))
-        return tokenise(conversations, cache, progress, faults=faults, strict=strict)
+        found = tokenise(conversations, cache, progress, faults=faults, strict=strict)
+        return without_long_turns(found, self.base, strict)
 
     def unread_characters(self, data: Tokenised) -> str:
         """Characters of the transcripts that the model's tokenizer does not know, each once."""
@@ -127,6 +129,7 @@ class CSMFineTuner:
         resume: bool = False,
         fresh: bool = False,
         report: Report | None = None,
+        begun: Callable[[int, Path | None], None] | None = None,
     ) -> Outcome:
         """Train, or go on with the same run.
 
@@ -137,6 +140,7 @@ class CSMFineTuner:
             resume: insist on going on with a run that is there.
             fresh: move what is there aside and begin anew.
             report: told (step, steps, values) after every update.
+            begun: told before the first update: the step it goes on from, and where an older run was moved.
 
         Raises:
             CsmError: bad data, another run's folder, a loss that is not finite.
@@ -146,20 +150,41 @@ class CSMFineTuner:
         data = train_dataset if isinstance(train_dataset, Tokenised) else self._from_segments(train_dataset)
         training, validation = self._split(data)
         identity = self._identity(data)
+        self._refuse_own_inputs(data)
         aside = self.run.set_aside() if fresh and self.run.path.exists() else None
-        found = self._find(identity, resume)
-        if not self.run.exists:
+        is_new = not self.run.exists
+        if is_new and resume:
+            raise CsmError(f"{self.run.path} holds no run to resume.", "Leave out --resume to begin one.")
+        if is_new:
             self.run.begin(identity, self._lineage(data, training, validation))
-        parts = self._parts(training, validation, found[0] if found else None)
-        start = found[1] if found else Position()
-        end = train(parts, start, report or (lambda *_: None))
+        with self.run.locked():
+            found = None if is_new else self._find(identity, resume)
+            parts = self._parts(training, validation, found[0] if found else None)
+            start = found[1] if found else Position()
+            if begun:
+                begun(start.step, aside)
+            end = train(parts, start, report or (lambda *_: None))
         best = pointed_to(self.run.path, "best")
         assert best is not None, "a run that ended has a checkpoint"
         return Outcome(best, start.step, end.step, aside)
 
     def _from_segments(self, data: Sequence[Segment | Conversation]) -> Tokenised:
         codec = self.backend.codec(self.base)
-        return tokenise_segments(data, codec, CodeCache(self.cache_folder, codec))
+        found = tokenise_segments(data, codec, CodeCache(self.cache_folder, codec), self.base.config)
+        found = without_long_turns(found, self.base)
+        if found.faults:
+            warnings.warn(f"skipped:\n{render(found.faults)}", stacklevel=3)
+        return found
+
+    def _refuse_own_inputs(self, data: Tokenised) -> None:
+        """A run folder must not hold its own base or recordings: --fresh would move them away."""
+        out = self.run.path.resolve()
+        inputs = [self.base.path, *(turn.row.audio for conversation in data.conversations for turn in conversation)]
+        for path in inputs:
+            if path.resolve().is_relative_to(out):
+                raise CsmError(
+                    f"the output folder {self.run.path} holds what it is made from: {path}.", "Give another."
+                )
 
     def _split(self, data: Tokenised) -> tuple[ExampleSet, ExampleSet]:
         recipe, config = self.resolved.recipe, self.base.config
@@ -194,11 +219,7 @@ class CSMFineTuner:
         }
 
     def _find(self, identity: dict[str, Any], resume: bool) -> tuple[Path, Position] | None:
-        """The checkpoint to go on from; None for a new run, or for one that had saved nothing yet."""
-        if not self.run.exists:
-            if resume:
-                raise CsmError(f"{self.run.path} holds no run to resume.", "Leave out --resume to begin one.")
-            return None
+        """The checkpoint to go on from; None for a run that had saved nothing yet."""
         differences = _differences(self.run.recipe(), identity)
         if differences:
             raise CsmError(
@@ -218,7 +239,7 @@ class CSMFineTuner:
         return {
             "schema_version": RUN_SCHEMA,
             "parent": {
-                "path": str(self.base.path.resolve()),
+                "path": embedded_name(self.base.path) or str(self.base.path.resolve()),
                 "beside": str(self.base.beside.resolve()),
                 "hash": self.base.hash,
             },
@@ -227,6 +248,7 @@ class CSMFineTuner:
                 "clips": len(turns),
                 "minutes": round(minutes, 2),
                 "speakers": sorted({turn.row.speaker for turn in turns}),
+                "skipped": [fault.text for fault in data.faults],
                 "training": [source.id for source in training.sources],
                 "validation": [source.id for source in validation.sources],
             },
@@ -235,6 +257,30 @@ class CSMFineTuner:
             "program": f"csm-finetune {_version()}",
             "started": now(),
         }
+
+
+def without_long_turns(data: Tokenised, base: ModelFolder, strict: bool = False) -> Tokenised:
+    """The data without turns that are longer than the model takes; they become faults.
+
+    Raises:
+        CsmError: nothing is left, or `strict` and there is one.
+    """
+    tokenizer, longest = TextTokenizer(base.beside), base.config.backbone.max_position_embeddings
+    faults, kept = list(data.faults), []
+    for conversation in data.conversations:
+        turns = []
+        for turn in conversation:
+            rows = len(tokenizer.encode(turn.row.text, turn.row.speaker)) + turn.codes.shape[1] + 1
+            if rows <= longest:
+                turns.append(turn)
+            else:
+                faults.append(
+                    Fault(turn.row.audio, f"needs {rows} rows and the model takes {longest}; cut it into clips")
+                )
+        if turns:
+            kept.append(turns)
+    require_usable(len(kept), faults, strict)
+    return Tokenised(kept, faults, data.frame_rate)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

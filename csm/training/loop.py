@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from csm.training.metrics import MetricsFile
 from csm.training.run_folder import Position, RunFolder
 from csm.training.schedule import cosine_with_warmup
 
+Result = TypeVar("Result")
 Report = Callable[[int, int, dict[str, float]], None]
 
 
@@ -61,48 +63,54 @@ def train(parts: Parts, start: Position, report: Report) -> Position:
 
     # before the first update: how good is the base?
     if start.step == 0 and not metrics.read():
-        metrics.write({"step": 0, **validate(parts)})
+        metrics.write({"step": 0, **_finite(parts, 0, validate)})
 
     with StopSignals() as signals:
         for done in range(start.step + 1, parts.steps + 1):
             # every step: one update
-            epoch, number = divmod(done - 1, parts.batches.updates)
-            factor = cosine_with_warmup(done - 1, parts.steps, parts.recipe.warmup_share)
-            began = time.perf_counter()
-            micro_batches = parts.batches.update(epoch, number)
-            try:
-                values = parts.trainer.step(micro_batches, factor * parts.recipe.learning_rate)
-            except FloatingPointError:
-                raise _not_finite(parts.run, done) from None
-            frames = sum(len(batch.targets) for batch in micro_batches)
-            values |= {"learning_rate": factor * parts.recipe.learning_rate, "epoch": float(epoch)}
-            values |= {"frames_per_second": frames / (time.perf_counter() - began)}
+            values = _finite(parts, done, update, done)
 
             # every save_every steps and at the end: validate, save
             due = done % parts.save_every == 0 or done == parts.steps
             if due:
-                values |= validate(parts)
+                values |= _finite(parts, done, validate)
                 position = _after(position, done, values.get("validation_loss"))
             metrics.write({"step": done, **values})
+            if due:
+                _finite(parts, done, save, position)
             report(done, parts.steps, values)
-            if due or signals.received:
-                position = Position(done, position.best_loss, position.best_step)
-                save(parts, position)
 
-            # a signal: leave, after saving
-            if signals.received and done < parts.steps:
-                raise Interrupted(f"stopped by signal after step {done} of {parts.steps}; saved.", signals.received)
+            # a signal: save, leave
+            number = signals.received
+            if number is not None and done < parts.steps:
+                if not due:
+                    _finite(parts, done, save, Position(done, position.best_loss, position.best_step))
+                raise Interrupted(f"stopped by signal after step {done} of {parts.steps}; saved.", number)
     return position
 
 
+def update(parts: Parts, number: int) -> dict[str, float]:
+    """Update `number`, from 1: its losses, rate and speed."""
+    epoch, within = divmod(number - 1, parts.batches.updates)
+    rate = parts.recipe.learning_rate * cosine_with_warmup(number - 1, parts.steps, parts.recipe.warmup_share)
+    began = time.perf_counter()
+    micro_batches = parts.batches.update(epoch, within)
+    values = parts.trainer.step(micro_batches, rate)
+    frames = sum(len(batch.targets) for batch in micro_batches)
+    speed = frames / (time.perf_counter() - began)
+    return values | {"learning_rate": rate, "epoch": float(epoch), "frames_per_second": speed}
+
+
 def validate(parts: Parts) -> dict[str, float]:
-    """Mean losses over the whole validation set; empty without one."""
+    """Mean losses over the whole validation set; empty without one. FloatingPointError where they are not finite."""
     if not parts.validation:
         return {}
     scores = [parts.trainer.score(batch) for batch in parts.validation]
     total = {key: math.fsum(np.concatenate([s[key] for s in scores]).tolist()) for key in scores[0]}
     semantic = total["semantic"] / total["semantic_tokens"]
     acoustic = total["acoustic"] / total["acoustic_tokens"]
+    if not math.isfinite(semantic + acoustic):
+        raise FloatingPointError
     weighted = parts.recipe.semantic_weight * semantic + parts.recipe.acoustic_weight * acoustic
     return {
         "validation_loss": weighted,
@@ -112,7 +120,9 @@ def validate(parts: Parts) -> dict[str, float]:
 
 
 def save(parts: Parts, position: Position) -> None:
-    """Write the checkpoint of `position`."""
+    """Write the checkpoint of `position`. FloatingPointError where a weight is not finite."""
+    if not parts.trainer.is_finite():
+        raise FloatingPointError
     parts.run.save(position, lambda out: parts.trainer.save_model(parts.unchanged, out), parts.trainer.save)
 
 
@@ -124,7 +134,11 @@ def _after(position: Position, step: int, loss: float | None) -> Position:
     return Position(step, loss if better else position.best_loss, step if better else position.best_step)
 
 
-def _not_finite(run: RunFolder, step: int) -> CsmError:
-    steps = run.steps()
-    kept = f"The last good checkpoint is {run.checkpoint(steps[-1])}." if steps else "No checkpoint was written yet."
-    return CsmError(f"the loss is not finite at step {step}.", f"{kept} Try a lower --learning-rate.")
+def _finite(parts: Parts, step: int, work: Callable[..., Result], *arguments: Any) -> Result:
+    """Do a piece of work; a loss or weight that is not finite ends the run with the last good checkpoint named."""
+    try:
+        return work(parts, *arguments)
+    except FloatingPointError:
+        steps = parts.run.steps()
+        good = f"The last good checkpoint is {parts.run.checkpoint(steps[-1])}." if steps else "Nothing was saved yet."
+        raise CsmError(f"the loss is not finite at step {step}.", f"{good} Try a lower --learning-rate.") from None

@@ -9,13 +9,16 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from csm.errors import CsmError
-from csm.model_folder import read_json
+from csm.model_folder import pointed_to, read_json
 
 TRAINER = "trainer"
 
@@ -47,7 +50,7 @@ class RunFolder:
             CsmError: the folder holds something else already.
         """
         if self.path.exists() and (not self.path.is_dir() or not self._only_begun()):
-            raise CsmError(f"{self.path} is there already and is no run.", "Give another --output-dir, or --fresh.")
+            raise CsmError(f"{self.path} is there already and is no run.", "Give another --output-dir.")
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "lineage.json", lineage)
         write_json(self.path / "recipe.json", recipe)
@@ -72,12 +75,40 @@ class RunFolder:
             raise CsmError(f"{path} is damaged: it does not say where the run comes from.")
         return values
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process out while this one writes.
+
+        Raises:
+            CsmError: another process is at it.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise CsmError(f"{self.path} is in use by another process.", "Wait for it, or stop it first.") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
     def set_aside(self) -> Path:
-        """Move the folder to a free name beside itself."""
+        """Move the run to a free name beside itself.
+
+        Raises:
+            CsmError: the folder is no run, or another process writes to it.
+        """
+        if not self.exists and not (self.path.is_dir() and self._only_begun()):
+            raise CsmError(
+                f"{self.path} is there already and is no run.", "Move it yourself, or give another --output-dir."
+            )
+        with self.locked():
+            pass
         number = 1
-        while (target := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+        path = self.path.resolve()
+        while (target := path.with_name(f"{path.name}.old-{number}")).exists():
             number += 1
-        os.rename(self.path, target)
+        os.rename(path, target)
         return target
 
     def checkpoint(self, step: int) -> Path:
@@ -106,23 +137,32 @@ class RunFolder:
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
-        self.point("last", position.step)
-        self.point("best", position.best_step or position.step)
+        self._point(position)
         for step in self.steps():
             if step != position.step:
                 shutil.rmtree(self.checkpoint(step) / TRAINER, ignore_errors=True)
         return target
+
+    def _point(self, position: Position) -> None:
+        self.point("last", position.step)
+        self.point("best", position.best_step or position.step)
 
     def point(self, name: str, step: int) -> None:
         """Make `best` or `last` name the checkpoint of `step`."""
         _write(self.path / name, f"step-{step:06d}\n")
 
     def latest(self) -> tuple[Path, Position] | None:
-        """The newest checkpoint that can be resumed, and where it stands."""
+        """The newest checkpoint that can be resumed, and where it stands.
+
+        A kill between a checkpoint and its pointers leaves `last` behind: then both are set right.
+        """
         for step in reversed(self.steps()):
             folder = self.checkpoint(step)
             if (folder / TRAINER / "position.json").is_file():
-                return folder, _read_position(folder / TRAINER / "position.json")
+                position = _read_position(folder / TRAINER / "position.json")
+                if not (self.path / "last").is_file() or pointed_to(self.path, "last") != folder:
+                    self._point(position)
+                return folder, position
         return None
 
 
