@@ -57,6 +57,8 @@ class Trainer(Protocol):
 
     def save_model(self, unchanged: Path, out: Path) -> None: ...
 
+    def peak_memory(self) -> int: ...
+
 
 @dataclass(frozen=True)
 class Backend:

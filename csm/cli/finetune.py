@@ -9,6 +9,13 @@ import click
 
 from csm.cli.console import Group, answer, say, warn
 from csm.cli.options import PATH, RECIPE_FLAGS, reads_data, runs_model, shapes_recipe
+from csm.cli.run_options import names_terms, run_layer, steers_run
+
+REPORTED = {
+    "validation_terms_loss": "clips with terms",
+    "validation_other_loss": "other clips",
+    "speaker_similarity": "similarity",
+}
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,19 +33,30 @@ def _preset_command(preset: str, summary: str) -> None:
     @click.option("--output-dir", required=True, type=PATH, help="the run folder; the same run there is gone on with")
     @reads_data
     @shapes_recipe
+    @steers_run
     @click.option("--recipe", "recipe_file", type=PATH, help="YAML or TOML with any of a recipe's keys")
     @click.option("--dry-run", is_flag=True, help="print the recipe with its sources, and stop")
     @click.option("--resume", is_flag=True, help="fail unless there is a run to go on with")
     @click.option("--fresh", is_flag=True, help="move a run that is there aside and begin anew")
     @runs_model
     def command(**flags: Any) -> None:
-        _finetune(preset, flags)
+        answer_best(finetune(preset, flags))
 
     if preset == "style-tune":
         click.option("--style-name", required=True, help="what the style is called, kept with the run")(command)
+    if preset == "domain":
+        names_terms(command)
 
 
-def _finetune(preset: str, flags: dict[str, Any]) -> None:
+def answer_best(best: Path | None) -> None:
+    """Print the best checkpoint; nothing after a dry run."""
+    if best:
+        say("best checkpoint:")
+        answer(str(best))
+
+
+def finetune(preset: str, flags: dict[str, Any]) -> Path | None:
+    """Fine-tune as a command's flags say; the best checkpoint's folder, None after a dry run."""
     if flags["resume"] and flags["fresh"]:
         raise click.UsageError("--resume and --fresh exclude each other.")
     from csm.data.manifest import read_data
@@ -50,23 +68,53 @@ def _finetune(preset: str, flags: dict[str, Any]) -> None:
     (answer if flags["dry_run"] else say)(f"{preset} of {tuner.base.path}\n{tuner.resolved.describe()}")
     say(f"backend: {tuner.backend.reason}")
     if flags["dry_run"]:
-        return
+        _say_epochs(tuner)
+        return None
     rows, faults = read_data(flags["data_paths"], flags["audio_dir"], flags["transcript_dir"], flags["speaker_id"])
-    _train(tuner, rows, faults, flags)
+    return _train(tuner, rows, faults, flags)
+
+
+def _say_epochs(tuner: Any) -> None:
+    """A dry run reads no data, so it can only say what will follow from them."""
+    from csm.presets import EPOCHS
+
+    span, resolved = EPOCHS.get(tuner.preset), tuner.resolved
+    if span and resolved.sources["epochs"].startswith("preset") and not resolved.recipe.max_steps:
+        say(f"epochs will follow from the minutes of the data: {span.fewest} to {span.most}")
 
 
 def _layers(recipe_file: Path | None, flags: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     from csm.recipe import read_recipe
 
     file_layer = [(str(recipe_file), read_recipe(recipe_file))] if recipe_file else []
-    return [*file_layer, ("flag", {key: flags.get(key) for key in RECIPE_FLAGS})]
+    return [*file_layer, ("flag", {key: flags.get(key) for key in RECIPE_FLAGS}), ("flag", run_layer(flags))]
 
 
-def _train(tuner: Any, rows: Any, faults: Any, flags: dict[str, Any]) -> None:
+def _listener(tuner: Any, rows: Any, reference: Path | None) -> Any:
+    """Who listens to the run's samples; None where its recipe asks for none."""
+    from csm.cli.listening import Listener
+    from csm.data.speakers import learned_speakers
+    from csm.errors import CsmError
+
+    recipe = tuner.resolved.recipe
+    if not recipe.sample_every and recipe.select_by != "speaker_similarity":
+        if reference:
+            raise CsmError(
+                "--reference is for --sample-every or --select-by speaker_similarity.", "Give one of the two."
+            )
+        return None
+    flat = [row for conversation in rows for row in conversation]
+    speakers = learned_speakers((row.speaker for row in flat), recipe.mask_speaker_ids, recipe.only_speaker_ids)
+    return Listener(tuner.backend, tuner.run.path, flat, recipe.sample_prompts, reference, speakers)
+
+
+def _train(tuner: Any, rows: Any, faults: Any, flags: dict[str, Any]) -> Path:
     from csm.cli.progress import Progress
     from csm.data.codes import summary
     from csm.data.faults import render
+    from csm.training.watchers import Watchers
 
+    listen = _listener(tuner, rows, flags["reference"])
     with Progress("tokenising") as bar:
         data = tuner.tokenise(rows, faults, bar.update, flags["strict"])
     if data.faults:
@@ -77,18 +125,20 @@ def _train(tuner: Any, rows: Any, faults: Any, flags: dict[str, Any]) -> None:
         validation = values.get("validation_loss")
         bar.update(step, steps, f"loss {values['loss']:.4g}")
         if validation is not None:
-            say(f"step {step}: loss {values['loss']:.4g}, validation {validation:.4g}; saved")
+            parts = [f"loss {values['loss']:.4g}", f"validation {validation:.4g}"]
+            parts += [f"{name} {values[key]:.4g}" for key, name in REPORTED.items() if key in values]
+            say(f"step {step}: {', '.join(parts)}; saved")
 
+    watch = Watchers(report, say, listen)
     with Progress("training") as bar:
-        outcome = tuner.train(data, resume=flags["resume"], fresh=flags["fresh"], report=report)
+        outcome = tuner.train(data, resume=flags["resume"], fresh=flags["fresh"], watch=watch)
     if outcome.moved_aside:
         say(f"the old run was moved to {outcome.moved_aside}")
     if outcome.from_step == outcome.step:
         say(f"this run is done already: {outcome.step} steps; --fresh begins anew")
     elif outcome.from_step:
         say(f"went on from step {outcome.from_step}")
-    say("best checkpoint:")
-    answer(str(outcome.best))
+    return outcome.best
 
 
 _preset_command("voice-adapt", "Take on a voice from minutes of recordings: heads and depth decoder learn.")

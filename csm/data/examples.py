@@ -32,6 +32,7 @@ class Source:
     own: Frames
     before: tuple[Frames, ...] = ()
     alone: bool = True
+    text: str = ""
 
     @cached_property
     def sound(self) -> bytes:
@@ -79,7 +80,7 @@ def make_sources(
         for i, t in enumerate(conversation):
             names[t.row.name] += 1
             id = t.row.name if names[t.row.name] == 1 else f"{t.row.name} ({names[t.row.name]})"
-            sources.append(Source(id, t.row.speaker, rows[i], tuple(rows[:i]), len(conversation) == 1))
+            sources.append(Source(id, t.row.speaker, rows[i], tuple(rows[:i]), len(conversation) == 1, t.row.text))
         out.append(sources)
     return out
 
@@ -135,13 +136,17 @@ class ExampleSet:
         context_turns: how many turns precede a target at most.
         longest: rows that fit the model; context gives way, oldest first, before the target does.
         seed: of every draw.
+        context_dropout: the share of examples that an epoch shows without their context.
 
     Raises:
         CsmError: a target alone is longer than the model takes.
     """
 
-    def __init__(self, sources: Sequence[Source], context_turns: int, longest: int, seed: int):
+    def __init__(
+        self, sources: Sequence[Source], context_turns: int, longest: int, seed: int, context_dropout: float = 0.0
+    ):
         self.sources, self.context_turns, self.longest, self.seed = list(sources), context_turns, longest, seed
+        self.context_dropout = context_dropout
         for source in self.sources:
             if len(source.own) > longest:
                 raise CsmError(
@@ -170,6 +175,8 @@ class ExampleSet:
 
     def _context(self, index: int, epoch: int) -> list[Frames]:
         source = self.sources[index]
+        if self.context_dropout and rng_for(self.seed, epoch, source.id, "dropout").random() < self.context_dropout:
+            return []
         if not source.alone:
             return list(source.before[-self.context_turns :])
         pool = [i for i, s in enumerate(self.sources) if s.alone and s.speaker == source.speaker and i != index]

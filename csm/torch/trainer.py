@@ -7,6 +7,8 @@ example, alone and therefore always alike, and kept.
 from __future__ import annotations
 
 import json
+import resource
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,7 @@ class TorchTrainer:
         self.model, self.recipe = model, recipe
         self.dtype = activations or model.audio_table.dtype
         torch.manual_seed(recipe.seed)
+        model.checkpoint_layers(recipe.gradient_ckpt)
         groups = parameter_groups(model, recipe)
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=BETAS, eps=EPSILON, fused=True)
         self.keeps_states = recipe.freeze_backbone and recipe.freeze_embeddings
@@ -113,18 +116,23 @@ class TorchTrainer:
         }
 
     def score(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Losses of each example without gradients: `semantic`, `acoustic` sums and their token counts, each (B,)."""
+        """Losses of each example without gradients: `semantic`, `acoustic` sums and their token counts, each (B,), and
+        `acoustic_each` (B, K - 1), the sums of each codebook after the first.
+        """
         self.model.eval()
         with torch.no_grad():
             codes = read_codes(self.model, batch)
             semantic, acoustic = losses_each(self.model, batch, codes, self._states_of(batch))
         size, of = batch.shape[0], batch.example_of
         depth_of = of[batch.depth]
+        each = acoustic.double().cpu().numpy()
+        by_book = np.stack([np.bincount(depth_of, column, size) for column in each.T], 1)
         return {
             "semantic": np.bincount(of, semantic.double().cpu().numpy(), size),
             "semantic_tokens": np.bincount(of, minlength=size),
             "acoustic": np.bincount(depth_of, acoustic.double().sum(1).cpu().numpy(), size),
             "acoustic_tokens": np.bincount(depth_of, minlength=size) * acoustic.shape[1],
+            "acoustic_each": by_book,
         }
 
     def _losses(self, batch: Batch, weights: Weights) -> tuple[Tensor, Tensor]:
@@ -185,6 +193,14 @@ class TorchTrainer:
                     raise CsmError(f"{folder} holds no momenta of {name}.")
                 self.optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in found.items()}
         torch.set_rng_state(tensors["random_state"])
+
+    def peak_memory(self) -> int:
+        """Bytes: the most that torch held on the GPU, else the most that the process held."""
+        device = self.model.audio_table.device
+        if device.type == "cuda":
+            return torch.cuda.max_memory_allocated(device)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
     def save_model(self, unchanged: Path, out: Path) -> None:
         """Make `out` a loadable model folder; see `csm.torch.checkpoint.write_checkpoint`."""

@@ -8,10 +8,12 @@ fine_tuner.train(train_dataset=[Segment("hello there.", 5, "hello.wav"), ...], b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from csm.backend import Backend, choose_backend
 from csm.data.batches import EpochBatches, validation_batches
@@ -19,15 +21,19 @@ from csm.data.codes import CodeCache, Tokenised, data_fingerprint, default_cache
 from csm.data.examples import ExampleSet, make_sources, split
 from csm.data.faults import Fault
 from csm.data.row import Row
+from csm.data.speakers import learned_speakers
+from csm.data.terms import TermClips
 from csm.errors import CsmError
 from csm.model_folder import ModelFolder, open_folder
-from csm.presets import PRESETS
-from csm.recipe import Resolved, nearest, resolve
+from csm.presets import EPOCHS, PRESETS
+from csm.recipe import CHANGEABLE, Recipe, Resolved, nearest, resolve
 from csm.segment import Conversation, Segment
 from csm.tokenizer import TextTokenizer
 from csm.training.dataset import tokenise_segments
-from csm.training.loop import Parts, Report, train
+from csm.training.lineage import parent_run
+from csm.training.loop import Parts, train
 from csm.training.run_folder import TRAINER, Position, RunFolder, now
+from csm.training.watchers import Report, Watchers
 
 UNCHANGED = "unchanged"
 RUN_SCHEMA = 1
@@ -82,11 +88,12 @@ class CSMFineTuner:
             (f"{self.base.path.name}/recommended.json", self.base.preset_values(preset)),
             ("arguments", {"learning_rate": learning_rate}),
         ]
+        self._by_data: list[tuple[str, Mapping[str, Any]]] = []
 
     @property
     def resolved(self) -> Resolved:
-        """The recipe as it stands: preset, recommendation, and the layers laid over them, with sources."""
-        return resolve(self.preset, PRESETS[self.preset], self.layers)
+        """The recipe as it stands: preset, what follows from the data, recommendation, further layers, with sources."""
+        return resolve(self.preset, PRESETS[self.preset], [*self._by_data, *self.layers])
 
     def prepare_optimizer(
         self,
@@ -120,16 +127,18 @@ class CSMFineTuner:
         resume: bool = False,
         fresh: bool = False,
         report: Report | None = None,
+        watch: Watchers | None = None,
     ) -> Outcome:
         """Train, or go on with the same run.
 
         Args:
             train_dataset: Segments, Conversations, or what `tokenise` made of files.
             batch_size: examples in a micro-batch; None keeps the recipe's.
-            epochs: None keeps the recipe's.
+            epochs: None keeps the recipe's, or what follows from the minutes of the data where only the preset speaks.
             resume: insist on going on with a run that is there.
             fresh: move what is there aside and begin anew.
             report: told (step, steps, values) after every update.
+            watch: all that a caller may be told and asked, in place of `report`.
 
         Raises:
             CsmError: bad data, another run's folder, a loss that is not finite.
@@ -137,15 +146,19 @@ class CSMFineTuner:
         """
         self.layers.append(("arguments", dict(batch_size=batch_size, epochs=epochs)))
         data = train_dataset if isinstance(train_dataset, Tokenised) else self._from_segments(train_dataset)
+        watch = watch or (Watchers(report) if report else Watchers())
+        self._follow(data, watch)
         training, validation = self._split(data)
+        if self.resolved.recipe.terms:
+            watch.notice(self._about_terms(training, validation))
         identity = self._identity(data)
         aside = self.run.set_aside() if fresh and self.run.path.exists() else None
         found = self._find(identity, resume)
         if not self.run.exists:
             self.run.begin(identity, self._lineage(data, training, validation))
-        parts = self._parts(training, validation, found[0] if found else None)
+        parts = replace(self._parts(training, validation, found[0] if found else None), watch=watch)
         start = found[1] if found else Position()
-        end = train(parts, start, report or (lambda *_: None))
+        end = train(parts, start)
         best = self.run.checkpoints / (self.run.path / "best").read_text().strip()
         return Outcome(best, start.step, end.step, aside)
 
@@ -153,13 +166,45 @@ class CSMFineTuner:
         codec = self.backend.codec(self.base)
         return tokenise_segments(data, codec, CodeCache(self.cache_folder, codec))
 
+    def _follow(self, data: Tokenised, watch: Watchers) -> None:
+        """Let epochs follow from the minutes to learn, and say what the user should know before the work."""
+        recipe, span = self.resolved.recipe, EPOCHS.get(self.preset)
+        if recipe.select_by == "speaker_similarity" and watch.listen is None:
+            raise CsmError("select_by speaker_similarity needs someone who listens.", "Pass `watch` with `listen`.")
+        self._by_data = []
+        if span and recipe.max_steps == 0:
+            minutes = self._minutes(data)
+            reason = span.reason(minutes)
+            self._by_data = [(reason, {"epochs": span.epochs(minutes)})]
+            if self.resolved.sources["epochs"] == reason:
+                watch.notice(f"epochs: {self.resolved.recipe.epochs}, from {reason}")
+
+    def _learned(self, data: Tokenised) -> set[int]:
+        recipe = self.resolved.recipe
+        present = {turn.row.speaker for conversation in data.conversations for turn in conversation}
+        return learned_speakers(present, recipe.mask_speaker_ids, recipe.only_speaker_ids)
+
+    def _minutes(self, data: Tokenised) -> float:
+        """Minutes of the turns that carry loss."""
+        learned, turns = self._learned(data), (turn for c in data.conversations for turn in c)
+        frames = sum(turn.codes.shape[1] for turn in turns if turn.row.speaker in learned)
+        return frames / data.frame_rate / 60
+
     def _split(self, data: Tokenised) -> tuple[ExampleSet, ExampleSet]:
         recipe, config = self.resolved.recipe, self.base.config
         sources = make_sources(data.conversations, TextTokenizer(self.base.path), config.num_codebooks)
-        training, validation = split(sources, recipe.val_split, recipe.seed)
+        learned = self._learned(data)
+        sources = [c for c in sources if any(source.speaker in learned for source in c)]
+        parts = split(sources, recipe.val_split, recipe.seed)
+        training, validation = ([source for source in part if source.speaker in learned] for part in parts)
+        if recipe.terms and not TermClips.of(training, recipe.terms).holds.any():
+            raise CsmError(
+                f"no clip to learn from holds any of the {len(recipe.terms)} terms.",
+                "Terms are found as whole words in the transcripts; inflections are terms of their own.",
+            )
         longest = config.backbone.max_position_embeddings
         return (
-            ExampleSet(training, recipe.context_turns, longest, recipe.seed),
+            ExampleSet(training, recipe.context_turns, longest, recipe.seed, recipe.context_dropout),
             ExampleSet(validation, recipe.context_turns, longest, recipe.seed),
         )
 
@@ -171,9 +216,35 @@ class CSMFineTuner:
         unchanged = self.run.path / UNCHANGED
         if not unchanged.is_dir():
             self.backend.write_unchanged(self.base, trainer.trained_names, unchanged)
-        batches = EpochBatches(training, recipe.batch_size, recipe.accumulate, recipe.decoder_fraction, recipe.seed)
+        often, held_terms = self._terms(training, validation)
+        batches = EpochBatches(
+            training, recipe.batch_size, recipe.accumulate, recipe.decoder_fraction, recipe.seed, often
+        )
         held_out = validation_batches(validation, recipe.batch_size)
-        return Parts(trainer, batches, held_out, self.run, unchanged, recipe)
+        return Parts(trainer, batches, held_out, self.run, unchanged, recipe, term_clips=held_terms)
+
+    def _terms(self, training: ExampleSet, validation: ExampleSet) -> tuple[list[float] | None, np.ndarray | None]:
+        """How often an epoch shows each clip to learn from, and which held-out clips hold a term; None without terms."""
+        recipe = self.resolved.recipe
+        if not recipe.terms:
+            return None, None
+        holds = TermClips.of(training.sources, recipe.terms).holds
+        often = [recipe.term_factor if held else 1.0 for held in holds.tolist()]
+        return often, TermClips.of(validation.sources, recipe.terms).holds
+
+    def _about_terms(self, training: ExampleSet, validation: ExampleSet) -> str:
+        recipe = self.resolved.recipe
+        learned, held = (TermClips.of(part.sources, recipe.terms) for part in (training, validation))
+        absent = f"; not found: {', '.join(learned.absent[:8])}" if learned.absent else ""
+        apart = (
+            f"{held.holds.sum()} of {len(validation)} held-out clips, validated apart"
+            if held.holds.any()
+            else ("no held-out clip, so none can be validated apart")
+        )
+        return (
+            f"terms: {len(recipe.terms) - len(learned.absent)} of {len(recipe.terms)} occur, in {learned.holds.sum()} of "
+            f"{len(training)} clips, each shown {recipe.term_factor:g} times an epoch, and in {apart}{absent}"
+        )
 
     def _identity(self, data: Tokenised) -> dict[str, Any]:
         """What makes a run this run: written as recipe.json, and held against it on resume."""
@@ -204,7 +275,7 @@ class CSMFineTuner:
         minutes = sum(turn.codes.shape[1] for turn in turns) / data.frame_rate / 60
         return {
             "schema_version": RUN_SCHEMA,
-            "parent": {"path": str(self.base.path), "hash": self.base.hash},
+            "parent": {"path": str(self.base.path), "hash": self.base.hash, "run": parent_run(self.base.path)},
             "data": {
                 "fingerprint": data_fingerprint(data.conversations),
                 "clips": len(turns),
@@ -226,11 +297,11 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     found = [phrase for key, phrase in phrases.items() if old.get(key) != new[key]]
     if old.get("preset") != new["preset"]:
         found.append(f"its preset is {old.get('preset')}, now {new['preset']}")
-    before, after = old.get("recipe", {}), new["recipe"]
+    before, after = {**Recipe().to_dict(), **old.get("recipe", {})}, new["recipe"]  # older runs lack newer keys
     return found + [
         f"{key} was {before.get(key)}, now {after.get(key)}"
         for key in sorted({*before, *after})
-        if before.get(key) != after.get(key)
+        if before.get(key) != after.get(key) and key not in CHANGEABLE
     ]
 
 

@@ -22,11 +22,15 @@ TRAINER = "trainer"
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run is: updates done, and the best validation loss so far with its step."""
+    """Where a run is: updates done, the best loss so far with its step, and how many validations ago that was.
+
+    The loss is whatever `best` goes by, lower being better; see `csm.training.measure.distance`.
+    """
 
     step: int = 0
     best_loss: float | None = None
     best_step: int = 0
+    stale: int = 0
 
 
 class RunFolder:
@@ -103,6 +107,16 @@ class RunFolder:
             if step != position.step:
                 shutil.rmtree(self.checkpoint(step) / TRAINER, ignore_errors=True)
         return target
+
+    def prune(self, keep: int) -> None:
+        """Drop all checkpoints but the newest `keep` and those that `best` and `last` name; each goes whole."""
+        named = {(self.path / name).read_text().strip() for name in ("best", "last") if (self.path / name).is_file()}
+        for step in self.steps()[:-keep]:
+            if self.checkpoint(step).name not in named:
+                leaving = self.checkpoints / ".leaving"
+                shutil.rmtree(leaving, ignore_errors=True)
+                os.rename(self.checkpoint(step), leaving)
+                shutil.rmtree(leaving)
 
     def point(self, name: str, step: int) -> None:
         """Make `best` or `last` name the checkpoint of `step`."""

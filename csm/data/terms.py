@@ -1,0 +1,69 @@
+"""Terms: the words that a domain's run is about. Clips that say one are shown more often, and are validated apart.
+
+A term is found as whole words, whatever their case: "ulna" is in "the Ulna, here" and not in "ulnar". Inflections are terms
+of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from csm.data.examples import Source, rng_for
+from csm.data.row import clean_text
+from csm.errors import CsmError
+
+
+def read_terms(path: Path) -> tuple[str, ...]:
+    """The terms of a file, one a line, each once, in their order; empty lines are passed over.
+
+    Raises:
+        CsmError: the file is missing, is not UTF-8, or holds no term.
+    """
+    if not path.is_file():
+        raise CsmError(f"the file of terms {path} is not there.")
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise CsmError(f"{path} is not UTF-8 text (byte {error.start + 1}).", "Save it as UTF-8.") from None
+    terms = tuple(dict.fromkeys(term for line in lines if (term := clean_text(line))))
+    if not terms:
+        raise CsmError(f"{path} holds no term.", "Write one term a line.")
+    return terms
+
+
+@dataclass(frozen=True)
+class TermClips:
+    """Which of a split's clips hold a term, `(n,)` bool, and which terms none of them holds."""
+
+    holds: np.ndarray
+    absent: tuple[str, ...]
+
+    @classmethod
+    def of(cls, sources: Sequence[Source], terms: Sequence[str]) -> TermClips:
+        texts = [clean_text(source.text).casefold() for source in sources]
+        wanted, joined = _pattern(terms), "\n".join(texts)
+        absent = tuple(term for term in terms if not _pattern([term]).search(joined))
+        return cls(np.array([bool(wanted.search(text)) for text in texts], bool), absent)
+
+
+def _pattern(terms: Sequence[str]) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w)(?:{'|'.join(re.escape(clean_text(term).casefold()) for term in terms)})(?!\w)")
+
+
+def repeated(ids: Sequence[str], often: Sequence[float], seed: int, epoch: int) -> list[int]:
+    """Indices of the examples that an epoch shows, each `often` times.
+
+    Of a factor like 2.5 every epoch shows twice all and a third time half of those with that factor, drawn by
+    (seed, epoch, id): another half each time, and equally many.
+    """
+    shown = [i for i, times in enumerate(often) for _ in range(int(times))]
+    for factor in sorted({times for times in often if times % 1}):
+        share = [i for i, times in enumerate(often) if times == factor]
+        draws = {i: rng_for(seed, epoch, ids[i], "terms").random() for i in share}
+        shown += sorted(sorted(share, key=draws.__getitem__)[: round((factor % 1) * len(share))])
+    return shown
