@@ -9,7 +9,9 @@ import click
 
 from csm.cli.console import Group, answer, say, warn
 from csm.cli.options import PATH, RECIPE_FLAGS, reads_data, runs_model, shapes_recipe
+from csm.cli.plot import plot
 from csm.cli.run_options import names_terms, run_layer, steers_run
+from csm.cli.stages import run, stages
 
 REPORTED = {
     "validation_terms_loss": "clips with terms",
@@ -64,7 +66,7 @@ def finetune(preset: str, flags: dict[str, Any]) -> Path | None:
 
     placement = {key: flags[key] for key in ("device", "dtype", "threads")}
     tuner = CSMFineTuner(flags["model_path"], flags["output_dir"], preset=preset, cache=flags["cache_dir"], **placement)
-    tuner.layers += _layers(flags["recipe_file"], flags)
+    tuner.layers += _layers(flags)
     (answer if flags["dry_run"] else say)(f"{preset} of {tuner.base.path}\n{tuner.resolved.describe()}")
     say(f"backend: {tuner.backend.reason}")
     if flags["dry_run"]:
@@ -83,10 +85,14 @@ def _say_epochs(tuner: Any) -> None:
         say(f"epochs will follow from the minutes of the data: {span.fewest} to {span.most}")
 
 
-def _layers(recipe_file: Path | None, flags: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _layers(flags: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Recipe file (or the keys of a stage), then flags."""
     from csm.recipe import read_recipe
 
+    recipe_file = flags["recipe_file"]
     file_layer = [(str(recipe_file), read_recipe(recipe_file))] if recipe_file else []
+    if flags.get("recipe_keys"):
+        file_layer = [(flags["recipe_source"], flags["recipe_keys"])]
     return [*file_layer, ("flag", {key: flags.get(key) for key in RECIPE_FLAGS}), ("flag", run_layer(flags))]
 
 
@@ -145,6 +151,9 @@ _preset_command("voice-adapt", "Take on a voice from minutes of recordings: head
 _preset_command("style-tune", "Take on a way of speaking: all parts learn, codebook 0 counts most.")
 _preset_command("domain", "Learn a domain's words: the backbone learns, the voice stays.")
 _preset_command("conversation", "Learn to answer in a dialogue: earlier turns are context.")
+
+for _command in (run, stages, plot):
+    main.add_command(_command)
 
 
 if __name__ == "__main__":

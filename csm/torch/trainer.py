@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,13 @@ class TorchTrainer:
             return torch.cuda.max_memory_allocated(device)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Whatever draws random numbers inside, the run goes on as if nothing had."""
+        device = self.model.audio_table.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
 
     def save_model(self, unchanged: Path, out: Path) -> None:
         """Make `out` a loadable model folder; see `csm.torch.checkpoint.write_checkpoint`."""

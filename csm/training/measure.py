@@ -61,7 +61,8 @@ def listen(parts: Parts, step: int, due: bool) -> dict[str, float]:
     folder.mkdir()
     try:
         parts.trainer.save_model(parts.unchanged, folder)
-        return parts.watch.listen(folder, step)
+        with parts.trainer.undisturbed():
+            return parts.watch.listen(folder, step)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
