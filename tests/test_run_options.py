@@ -18,7 +18,7 @@ from test_run import STEPS, assert_same_run, final_state, metrics, tuner
 
 from csm.data.batches import EpochBatches
 from csm.data.codes import Tokenised
-from csm.data.examples import ExampleSet
+from csm.data.examples import ExampleSet, split
 from csm.data.manifest import read_data
 from csm.data.terms import TermClips, read_terms, repeated
 from csm.errors import CsmError
@@ -163,6 +163,16 @@ def test_terms_are_whole_words_in_any_case(tmp_path: Path) -> None:
     file.write_text("\n")
     with pytest.raises(CsmError, match="holds no term"):
         read_terms(file)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_both_sides_of_the_split_have_a_term_where_two_clips_do(seed: int) -> None:
+    conversations = [[replace(clip(i), text="the fox" if i in (3, 11) else "a dog")] for i in range(20)]
+    parts = split(conversations, 0.1, seed, TermClips.finder(("fox",)))
+    assert [sum("fox" in source.text for source in part) for part in parts] == [1, 1]
+    assert len(parts[1]) == 3
+    plain = split(conversations, 0.1, seed)
+    assert [s.id for s in split(conversations, 0.1, seed, TermClips.finder(("cat",)))[1]] == [s.id for s in plain[1]]
 
 
 def test_clips_with_terms_are_shown_as_often_as_stated() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -85,10 +85,13 @@ def make_sources(
     return out
 
 
-def split(conversations: list[list[Source]], share: float, seed: int) -> tuple[list[Source], list[Source]]:
+def split(
+    conversations: list[list[Source]], share: float, seed: int, of_note: Callable[[Source], bool] | None = None
+) -> tuple[list[Source], list[Source]]:
     """Train and validation sources; whole conversations (or files) go to one side, at least one to each.
 
-    Conversations that share a recording stay together, so that nothing validated on was trained on.
+    Conversations that share a recording stay together, so that nothing validated on was trained on. Those with a source
+    `of_note` are divided by themselves, so that both sides have some where there are two.
 
     Raises:
         CsmError: a validation share is wanted and there is nothing to divide.
@@ -100,12 +103,17 @@ def split(conversations: list[list[Source]], share: float, seed: int) -> tuple[l
         raise CsmError(
             "one clip or conversation cannot be split into training and validation.", "Give more, or --val-split 0."
         )
-    count = min(max(1, round(share * len(groups))), len(groups) - 1)
-    chosen = rng_for(seed, 0, "", "split").permutation(len(groups))[:count].tolist()
-    held = {number for group in chosen for number in groups[group]}
+    noted = [g for g in groups if of_note and any(of_note(s) for number in g for s in conversations[number])]
+    strata = [part for part in (noted, [g for g in groups if g not in noted]) if len(part) > 1] or [groups]
+    held = {number for part in strata for group in _drawn(part, share, seed) for number in group}
     train = [s for i, c in enumerate(conversations) if i not in held for s in c]
     validation = [s for i, c in enumerate(conversations) if i in held for s in c]
     return train, validation
+
+
+def _drawn(groups: list[list[int]], share: float, seed: int) -> list[list[int]]:
+    count = min(max(1, round(share * len(groups))), len(groups) - 1)
+    return [groups[i] for i in rng_for(seed, 0, "", "split").permutation(len(groups))[:count].tolist()]
 
 
 def _sharing_sound(conversations: list[list[Source]]) -> list[list[int]]:

@@ -7,7 +7,7 @@ of their own.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,10 +45,19 @@ class TermClips:
 
     @classmethod
     def of(cls, sources: Sequence[Source], terms: Sequence[str]) -> TermClips:
-        texts = [clean_text(source.text).casefold() for source in sources]
-        wanted, joined = _pattern(terms), "\n".join(texts)
+        joined, holds = "\n".join(map(_folded, sources)), cls.finder(terms)
         absent = tuple(term for term in terms if not _pattern([term]).search(joined))
-        return cls(np.array([bool(wanted.search(text)) for text in texts], bool), absent)
+        return cls(np.array([holds(source) for source in sources], bool), absent)
+
+    @staticmethod
+    def finder(terms: Sequence[str]) -> Callable[[Source], bool]:
+        """A function that says whether a clip's text holds any of the terms."""
+        wanted = _pattern(terms)
+        return lambda source: bool(wanted.search(_folded(source)))
+
+
+def _folded(source: Source) -> str:
+    return clean_text(source.text).casefold()
 
 
 def _pattern(terms: Sequence[str]) -> re.Pattern[str]:

@@ -195,7 +195,8 @@ class CSMFineTuner:
         sources = make_sources(data.conversations, TextTokenizer(self.base.path), config.num_codebooks)
         learned = self._learned(data)
         sources = [c for c in sources if any(source.speaker in learned for source in c)]
-        parts = split(sources, recipe.val_split, recipe.seed)
+        of_note = TermClips.finder(recipe.terms) if recipe.terms else None
+        parts = split(sources, recipe.val_split, recipe.seed, of_note)
         training, validation = ([source for source in part if source.speaker in learned] for part in parts)
         if recipe.terms and not TermClips.of(training, recipe.terms).holds.any():
             raise CsmError(
