@@ -447,6 +447,20 @@ def test_every_checkpoint_has_a_card(plain: Path, clip_folder: Path) -> None:
         assert "brown" not in text
 
 
+def test_an_evaluation_is_written_into_the_cards(plain: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from csm.training.card import refresh_cards
+    from csm.training.run_folder import RunFolder
+
+    shutil.copytree(plain, tmp_path / "run")
+    refresh_cards(RunFolder(tmp_path / "run"), {"step-000003": 0.8125})
+    texts = {p.name: (p / "README.md").read_text() for p in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert "0.8125" in texts["step-000003"]
+    assert "| validation loss (weighted) |" in texts["step-000003"]
+    assert texts["step-000006"] == (plain / "checkpoints" / "step-000006" / "README.md").read_text()
+
+
 def test_the_default_log_is_told_or_written(toy_folder: Path, data: Tokenised, cache: Path, tmp_path: Path) -> None:
     from importlib.util import find_spec
 

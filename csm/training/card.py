@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from csm.training.metrics import MetricsFile
+from csm.training.run_folder import RunFolder, write_text
+
 CONSENT = (
     "A voice belongs to the person who speaks with it. Use this model only where everyone whose recordings it learned "
     "from has agreed to that use, say that its speech is generated, and do not let it speak for someone who has not "
@@ -26,6 +29,7 @@ LOSSES = {
     "validation_terms_loss": "of clips with a term",
     "validation_other_loss": "of clips without",
     "speaker_similarity": "speaker similarity of the samples spoken in training",
+    "evaluated_similarity": "speaker similarity to the reference of `csm evaluate`",
 }
 
 
@@ -33,7 +37,16 @@ def write_card(
     out: Path, identity: Mapping[str, Any], lineage: Mapping[str, Any], step: int, values: Mapping[str, float]
 ) -> None:
     """Write README.md into a checkpoint; arguments as `card`."""
-    (out / "README.md").write_text(card(identity, lineage, step, values), encoding="utf-8")
+    write_text(out / "README.md", card(identity, lineage, step, values))
+
+
+def refresh_cards(run: RunFolder, similarity: Mapping[str, float]) -> None:
+    """Write the cards of a run's checkpoints anew, with what `csm evaluate` found of them by name."""
+    records = {record["step"]: record for record in MetricsFile(run.path / "metrics.jsonl").read()}
+    for step in run.steps():
+        found = {key: similarity[name] for key, name in (("evaluated_similarity", run.checkpoint(step).name),)
+                 if name in similarity}  # fmt: skip
+        write_card(run.checkpoint(step), run.recipe(), run.lineage(), step, {**records.get(step, {}), **found})
 
 
 def card(identity: Mapping[str, Any], lineage: Mapping[str, Any], step: int, values: Mapping[str, float]) -> str:

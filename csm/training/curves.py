@@ -116,12 +116,18 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
     axes.set_xlabel("update", fontsize=8, color=INK)
     if panel.logarithmic and all(value > 0 for points in panel.curves.values() for _, value in points):
         axes.set_yscale("log")
-    axes.tick_params(labelsize=8, colors=INK)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+    else:
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 5))
+        axes.yaxis.get_offset_text().set(size=8, color=INK)
+    axes.tick_params(which="both", labelsize=8, colors=INK)
     axes.grid(color=GRID, linewidth=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if len(panel.curves) > 1:
-        axes.legend(fontsize=7, frameon=False, ncols=1 + len(panel.curves) // 6)
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if many else {}
+        axes.legend(fontsize=7, frameon=False, ncols=1 + len(panel.curves) // 17, **beside)
 
 
 def _shade(number: int, count: int) -> tuple[float, float, float]:

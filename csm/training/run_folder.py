@@ -120,7 +120,7 @@ class RunFolder:
 
     def point(self, name: str, step: int) -> None:
         """Make `best` or `last` name the checkpoint of `step`."""
-        _write(self.path / name, f"step-{step:06d}\n")
+        write_text(self.path / name, f"step-{step:06d}\n")
 
     def latest(self) -> tuple[Path, Position] | None:
         """The newest checkpoint that can be resumed, and where it stands."""
@@ -133,7 +133,7 @@ class RunFolder:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write JSON beside `path`, flush it, swap it in."""
-    _write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def now() -> str:
@@ -141,7 +141,8 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write text beside `path`, flush it, swap it in."""
     beside = path.with_name(f".{path.name}.part")
     try:
         with beside.open("w", encoding="utf-8") as file:
