@@ -417,6 +417,26 @@ def test_out_of_memory_is_a_sentence_with_the_flag_that_helps(error: Exception) 
         raise RuntimeError("shape mismatch")
 
 
+def test_a_run_short_of_memory_goes_on_with_the_flag_it_was_told(
+    toy_folder: Path, data: Tokenised, cache: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from csm.torch.trainer import TorchTrainer
+
+    real, calls = TorchTrainer.step, iter(range(100))
+
+    def step(self: Any, batches: Any, rate: float) -> dict[str, float]:
+        if next(calls) == 4:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return real(self, batches, rate)
+
+    monkeypatch.setattr(TorchTrainer, "step", step)
+    with pytest.raises(CsmError, match="memory ran out at step 5, with micro-batches of 2 examples"):
+        go(tuner(toy_folder, tmp_path / "run", cache), data)
+    outcome = go(tuner(toy_folder, tmp_path / "run", cache, gradient_ckpt=True), data)
+    assert (outcome.from_step, outcome.step) == (3, STEPS)
+    assert_same_run(plain, tmp_path / "run")
+
+
 def test_a_real_shortage_on_the_cpu_is_told() -> None:
     with pytest.raises(CsmError, match="memory ran out"), memory_explained(Recipe(), 1):
         torch.empty(1 << 60, dtype=torch.uint8)

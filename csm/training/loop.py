@@ -67,6 +67,8 @@ def train(parts: Parts, start: Position) -> Position:
     """
     metrics, position = MetricsFile(parts.run.path / "metrics.jsonl"), start
     metrics.rewind(start.step)
+    if start.step >= parts.steps or _ended_early(start, parts.recipe):
+        return start
 
     # before the first update: how good is the base?
     if start.step == 0 and not metrics.read():
