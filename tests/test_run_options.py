@@ -508,18 +508,25 @@ def test_a_log_that_is_asked_for_and_not_there_is_an_error(
         go(tuner(toy_folder, tmp_path / "run", cache, log_to=(name,)), data)
 
 
-def test_a_hosted_log_is_told_every_step(
-    toy_folder: Path, data: Tokenised, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hosted_log_is_told_every_step_and_keeps_off_stdout(
+    toy_folder: Path, data: Tokenised, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     import sys
     from types import ModuleType
 
     calls: list[tuple[str, Any]] = []
     fake = ModuleType("trackio")
-    fake.init = lambda **settings: calls.append(("init", settings["project"]))  # type: ignore[attr-defined]
+    fake.init = lambda **settings: calls.append(("init", settings["project"])) or print("hello")  # type: ignore
     fake.log = lambda values, step: calls.append(("log", (step, "training/loss" in values)))  # type: ignore[attr-defined]
     fake.finish = lambda: calls.append(("finish", None))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "trackio", fake)
     monkeypatch.setattr("csm.training.events.find_spec", lambda _: True)
     go(tuner(toy_folder, tmp_path / "run", cache, log_to=("trackio",), max_steps=2), data)
     assert calls == [("init", "csm-finetune"), ("log", (1, True)), ("log", (2, True)), ("finish", None)]
+    told = capsys.readouterr()
+    assert "hello" in told.err
+    assert told.out == ""
+    fake.init = lambda **_: 1 / 0  # type: ignore[attr-defined]
+    with pytest.raises(CsmError, match="could not begin: division by zero"):
+        go(tuner(toy_folder, tmp_path / "two", cache, log_to=("trackio",), max_steps=2), data)

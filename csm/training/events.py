@@ -6,7 +6,9 @@ two is asked for, so its absence ends the work before it begins.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Protocol
@@ -106,10 +108,18 @@ class _Hosted:
         settings: dict[str, Any] = {"project": PROJECT, "name": f"{run.path.name}-{run_id(identity)}"}
         if name == "wandb":
             settings |= {"id": run_id(identity), "dir": str(run.path)}
-        self.module.init(config=identity, resume="allow", **settings)
+        try:
+            with redirect_stdout(sys.stderr):  # both like to print, and stdout is the run's answer
+                self.module.init(config=identity, resume="allow", **settings)
+        except Exception as error:  # no account, no network: each package has its own kinds
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CsmError(
+                f"--log-to {name} could not begin: {first}", "Leave it out, or set the package up."
+            ) from error
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self.module.log(dict(values), step=step)
 
     def close(self) -> None:
-        self.module.finish()
+        with redirect_stdout(sys.stderr):
+            self.module.finish()
