@@ -16,6 +16,7 @@ import numpy as np
 from csm.data.examples import Source, rng_for
 from csm.data.row import clean_text
 from csm.errors import CsmError
+from csm.recipe import Recipe
 
 
 def read_terms(path: Path) -> tuple[str, ...]:
@@ -76,3 +77,25 @@ def repeated(ids: Sequence[str], often: Sequence[float], seed: int, epoch: int) 
         draws = {i: rng_for(seed, epoch, ids[i], "terms").random() for i in share}
         shown += sorted(sorted(share, key=draws.__getitem__)[: round((factor % 1) * len(share))])
     return shown
+
+
+def term_shares(
+    training: Sequence[Source], validation: Sequence[Source], recipe: Recipe
+) -> tuple[list[float] | None, np.ndarray | None]:
+    """How often an epoch shows each clip to learn from, and which held-out clips hold a term; None without terms."""
+    if not recipe.terms:
+        return None, None
+    learned, held = (TermClips.of(part, recipe.terms).holds for part in (training, validation))
+    return [recipe.term_factor if holds else 1.0 for holds in learned.tolist()], held
+
+
+def describe_terms(training: Sequence[Source], validation: Sequence[Source], recipe: Recipe) -> str:
+    """One sentence: how many terms occur, in how many clips of each side, and which do not."""
+    learned, held = (TermClips.of(part, recipe.terms) for part in (training, validation))
+    absent = f"; not found: {', '.join(learned.absent[:8])}" if learned.absent else ""
+    apart = f"{held.holds.sum()} of {len(validation)} held-out clips, validated apart"
+    return (
+        f"terms: {len(recipe.terms) - len(learned.absent)} of {len(recipe.terms)} occur, in {learned.holds.sum()} of "
+        f"{len(training)} clips, each shown {recipe.term_factor:g} times an epoch, and in "
+        f"{apart if held.holds.any() else 'no held-out clip, so none can be validated apart'}{absent}"
+    )

@@ -13,8 +13,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from csm.backend import Backend, choose_backend
 from csm.data.batches import EpochBatches, validation_batches
 from csm.data.codes import CodeCache, Tokenised, data_fingerprint, default_cache_folder, tokenise
@@ -22,7 +20,7 @@ from csm.data.examples import ExampleSet, make_sources, split
 from csm.data.faults import Fault
 from csm.data.row import Row
 from csm.data.speakers import learned_speakers
-from csm.data.terms import TermClips
+from csm.data.terms import TermClips, describe_terms, term_shares
 from csm.errors import CsmError
 from csm.model_folder import ModelFolder, open_folder
 from csm.presets import EPOCHS, PRESETS
@@ -150,7 +148,7 @@ class CSMFineTuner:
         self._follow(data, watch)
         training, validation = self._split(data)
         if self.resolved.recipe.terms:
-            watch.notice(self._about_terms(training, validation))
+            watch.notice(describe_terms(training.sources, validation.sources, self.resolved.recipe))
         identity = self._identity(data)
         aside = self.run.set_aside() if fresh and self.run.path.exists() else None
         found = self._find(identity, resume)
@@ -217,35 +215,12 @@ class CSMFineTuner:
         unchanged = self.run.path / UNCHANGED
         if not unchanged.is_dir():
             self.backend.write_unchanged(self.base, trainer.trained_names, unchanged)
-        often, held_terms = self._terms(training, validation)
+        often, held_terms = term_shares(training.sources, validation.sources, recipe)
         batches = EpochBatches(
             training, recipe.batch_size, recipe.accumulate, recipe.decoder_fraction, recipe.seed, often
         )
         held_out = validation_batches(validation, recipe.batch_size)
         return Parts(trainer, batches, held_out, self.run, unchanged, recipe, term_clips=held_terms)
-
-    def _terms(self, training: ExampleSet, validation: ExampleSet) -> tuple[list[float] | None, np.ndarray | None]:
-        """How often an epoch shows each clip to learn from, and which held-out clips hold a term; None without terms."""
-        recipe = self.resolved.recipe
-        if not recipe.terms:
-            return None, None
-        holds = TermClips.of(training.sources, recipe.terms).holds
-        often = [recipe.term_factor if held else 1.0 for held in holds.tolist()]
-        return often, TermClips.of(validation.sources, recipe.terms).holds
-
-    def _about_terms(self, training: ExampleSet, validation: ExampleSet) -> str:
-        recipe = self.resolved.recipe
-        learned, held = (TermClips.of(part.sources, recipe.terms) for part in (training, validation))
-        absent = f"; not found: {', '.join(learned.absent[:8])}" if learned.absent else ""
-        apart = (
-            f"{held.holds.sum()} of {len(validation)} held-out clips, validated apart"
-            if held.holds.any()
-            else ("no held-out clip, so none can be validated apart")
-        )
-        return (
-            f"terms: {len(recipe.terms) - len(learned.absent)} of {len(recipe.terms)} occur, in {learned.holds.sum()} of "
-            f"{len(training)} clips, each shown {recipe.term_factor:g} times an epoch, and in {apart}{absent}"
-        )
 
     def _identity(self, data: Tokenised) -> dict[str, Any]:
         """What makes a run this run: written as recipe.json, and held against it on resume."""
