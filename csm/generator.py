@@ -29,6 +29,10 @@ SLOWEST_CHARACTERS_PER_SECOND = 7.0
 BUDGET_SECONDS = 2.0
 
 
+class NothingSpokenError(CsmError):
+    """The model's first frame was the end."""
+
+
 @dataclass(frozen=True)
 class Speech:
     """What was spoken.
@@ -103,7 +107,7 @@ class Generator:
         limit = self._frame_limit(text, max_audio_length_ms, len(prompt))
         frames = list(self.model.frames(prompt, sampling, limit))
         if not frames:
-            raise CsmError(
+            raise NothingSpokenError(
                 f"the model ended before it said anything (seed {seed}).", "Try another --seed, or a longer text."
             )
         codes = np.stack(frames, axis=1)
@@ -141,7 +145,7 @@ class Generator:
         top_k = int(own.get("top_k", 50)) if top_k is None else top_k
         if not 0 <= temperature < 100 or top_k < 0:
             raise CsmError(f"temperature {temperature:g} and top-k {top_k} cannot be: neither goes below 0.")
-        return Sampling(temperature, top_k)
+        return Sampling(temperature, 0 if top_k >= self.folder.config.spoken_codes else top_k)
 
     def prompt(self, text: str, speaker: int, context: Sequence[Segment] = ()) -> Frames:
         """The rows that the model reads: the turns of `context`, then the text."""
@@ -158,8 +162,8 @@ class Generator:
         if max_ms is None:
             seconds = BUDGET_SECONDS + len(text) / SLOWEST_CHARACTERS_PER_SECOND
             max_ms = min(MAX_AUDIO_MS, 1000 * seconds)
-        limit = int(max_ms / self._frame_ms)
-        if limit < 1 or max_ms > MAX_AUDIO_MS:
+        limit = int(max_ms / self._frame_ms) if 0 < max_ms <= MAX_AUDIO_MS else 0
+        if limit < 1:
             raise CsmError(
                 f"a length of {max_ms:g} ms cannot be: it goes from {self._frame_ms:g} (one frame) to {MAX_AUDIO_MS}."
             )

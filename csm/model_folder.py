@@ -64,6 +64,12 @@ class ModelFolder:
         values = read_json(path)
         if values.get("schema_version") != 1:
             raise CsmError(f"{path} has schema_version {values.get('schema_version')!r}; this program reads 1.")
+        for key in ("sampling", "presets"):
+            if not isinstance(values.get(key, {}), dict):
+                raise CsmError(f"{path}: {key} is no table.")
+        for key, value in values.get("sampling", {}).items():
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1e9:
+                raise CsmError(f"{path}: sampling.{key} is {value!r}; it is a number from 0 on.")
         return values
 
     def preset_values(self, preset: str) -> Mapping[str, Any]:

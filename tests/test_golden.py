@@ -32,4 +32,4 @@ def test_losses_are_the_stored_ones(make: ModuleType, preset: str, tmp_path: Pat
     assert [record["step"] for record in stored] == list(range(make.STEPS + 1))
     for one, two in zip(stored, found, strict=True):
         assert one.keys() == two.keys()
-        assert two == pytest.approx(one, rel=1e-4)
+        assert two == pytest.approx(one, rel=1e-4, abs=1e-4)

@@ -126,6 +126,8 @@ def _train(tuner: Any, rows: Any, faults: Any, flags: dict[str, Any]) -> Path:
     if data.faults:
         warn(f"skipped:\n{render(data.faults)}")
     say(f"data: {summary(data)}")
+    if unread := tuner.unread_characters(data):
+        warn(f"this model cannot read {' '.join(unread)!r} in the transcripts; write numbers as words.")
 
     def report(step: int, steps: int, values: dict[str, float]) -> None:
         validation = values.get("validation_loss")

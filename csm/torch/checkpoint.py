@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from csm.model_folder import BESIDE_WEIGHTS, ModelFolder
@@ -59,14 +60,18 @@ def write_unchanged(folder: ModelFolder, trained: set[str], out: Path) -> None:
     beside = out.with_name(f".{out.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    names = [name for name in parameter_shapes(folder.config) if name not in trained] + folder.codec_names
-    save_tensors(read_tensors(folder, names), beside / UNCHANGED)
-    for name in ("config.json", *BESIDE_WEIGHTS):
-        if (folder.path / name).is_file():
-            shutil.copyfile(folder.path / name, beside / name)
-    files = dict.fromkeys(sorted(trained), TRAINED) | dict.fromkeys(names, UNCHANGED)
-    (beside / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}, indent=1))
-    os.rename(beside, out)
+    try:
+        names = [name for name in parameter_shapes(folder.config) if name not in trained] + folder.codec_names
+        save_tensors(read_tensors(folder, names), beside / UNCHANGED)
+        for name in ("config.json", *BESIDE_WEIGHTS):
+            if (folder.path / name).is_file():
+                shutil.copyfile(folder.path / name, beside / name)
+        files = dict.fromkeys(sorted(trained), TRAINED) | dict.fromkeys(names, UNCHANGED)
+        (beside / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}, indent=1))
+        os.rename(beside, out)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
 
 
 def write_checkpoint(model: Csm, trained: set[str], unchanged: Path, out: Path) -> None:
@@ -79,7 +84,13 @@ def write_checkpoint(model: Csm, trained: set[str], unchanged: Path, out: Path) 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Write a safetensors file that others may read; the library alone would make it private."""
-    save_file(tensors, path, metadata={"format": "pt"})
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
     os.chmod(path, 0o644)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -53,10 +54,9 @@ def _device(name: str) -> tuple[torch.device, str]:
     if name == "auto":
         best = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
         return torch.device(best), "found" if best != "cpu" else "no GPU found"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise CsmError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N, mps.") from None
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise CsmError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N, mps.")
+    device = torch.device(name)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise CsmError(f"device {name} is not there.", "This torch sees no such GPU; --device cpu works everywhere.")
     if device.type == "mps" and not has_mps:

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from csm.config import ModelConfig, Stack
-from csm.torch.kernels import rms_norm, rotate, swiglu
+from csm.torch.kernels import feed_forward, rms_norm, rotate
 
-FRAMES_CPU = 32  # frames that pass the depth decoder together, so that what a layer makes stays in the cache
-SHORT_ATTENTION = 512  # rows up to which scores in full beat torch's CPU kernel, whose backward is slow
+FRAMES_CPU = 64  # frames that pass the depth decoder together, so that what a layer makes stays in the cache
 
 
 class Linear(nn.Module):
@@ -69,25 +68,10 @@ class Attention(nn.Module):
             part(rows).view(batch, length, -1, self.head_dim) for part in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        if length <= SHORT_ATTENTION and rows.device.type == "cpu":
-            mixed = self.attend_short(query, key, value)
-        else:
-            heads_first = [x.transpose(1, 2) for x in (query, key, value)]
-            mixed = F.scaled_dot_product_attention(
-                heads_first[0], heads_first[1], heads_first[2], is_causal=True, enable_gqa=True
-            ).transpose(1, 2)
-        return self.o_proj(mixed.reshape(batch, length, -1))
-
-    def attend_short(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(B, T, heads, D) each -> (B, T, heads, D), the query heads of a group stacked as rows over one key head."""
-        batch, length = query.shape[:2]
-        query = query.unflatten(2, (self.groups, -1)).permute(0, 2, 3, 1, 4)  # (B, G, H/G, T, D)
-        query = query.reshape(batch * self.groups, -1, self.head_dim)
-        key, value = (part.transpose(1, 2).flatten(0, 1) for part in (key, value))  # (B * G, T, D)
-        hidden = query.new_full((length, length), float("-inf")).triu(1).repeat(query.shape[1] // length, 1)
-        scores = torch.baddbmm(hidden, query, key.transpose(1, 2), alpha=self.head_dim**-0.5).softmax(-1)
-        mixed = (scores @ value).view(batch, self.groups, -1, length, self.head_dim)
-        return mixed.permute(0, 3, 1, 2, 4).flatten(2, 3)
+        mixed = F.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), is_causal=True, enable_gqa=True
+        )
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
 
 
 class FeedForward(nn.Module):
@@ -100,7 +84,8 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(stack.intermediate_size, stack.hidden_size)
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_proj(rows), self.up_proj(rows)))
+        weights = (part.weight.to(rows.dtype) for part in (self.gate_proj, self.up_proj, self.down_proj))
+        return feed_forward(rows, *weights)
 
 
 class Layer(nn.Module):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from csm.data.batches import Batch
 from csm.errors import CsmError
+from csm.model_folder import read_json
 from csm.recipe import Recipe
 from csm.torch.checkpoint import save_tensors, write_checkpoint
 from csm.torch.loss import Weights, backbone_states, loss, losses_each, read_codes
@@ -180,9 +181,9 @@ class TorchTrainer:
         Raises:
             CsmError: the state is another backend's, or of other parameters.
         """
-        backend = json.loads((folder / "backend.json").read_text())["backend"]
+        backend = read_json(folder / "backend.json").get("backend")
         if backend != "torch":
-            raise CsmError(f"{folder} was written by the {backend} backend; momenta do not cross backends.")
+            raise CsmError(f"{folder / 'backend.json'} names the backend {backend!r}; momenta do not cross backends.")
         try:
             tensors = load_file(folder / "optimizer.safetensors")
         except SafetensorError as error:

@@ -116,6 +116,11 @@ class CSMFineTuner:
         cache = CodeCache(self.cache_folder, self.backend.codec(self.base))
         return tokenise(conversations, cache, progress, faults=faults, strict=strict)
 
+    def unread_characters(self, data: Tokenised) -> str:
+        """Characters of the transcripts that the model's tokenizer does not know, each once."""
+        characters = {c for conversation in data.conversations for turn in conversation for c in turn.row.text}
+        return TextTokenizer(self.base.path).unknown_characters("".join(sorted(characters)))
+
     def train(
         self,
         train_dataset: Sequence[Segment | Conversation] | Tokenised,
@@ -244,14 +249,23 @@ class CSMFineTuner:
                 f"{self.run.path} holds another run: {'; '.join(differences)}.",
                 "Give another --output-dir, the same settings and data, or --fresh to move the old run aside.",
             )
-        return self.run.latest()
+        found = self.run.latest()
+        if resume and found is None:
+            raise CsmError(
+                f"the run {self.run.path} has saved no state to resume.", "Leave out --resume to begin it anew."
+            )
+        return found
 
     def _lineage(self, data: Tokenised, training: ExampleSet, validation: ExampleSet) -> dict[str, Any]:
         turns = [turn for conversation in data.conversations for turn in conversation]
         minutes = sum(turn.codes.shape[1] for turn in turns) / data.frame_rate / 60
         return {
             "schema_version": RUN_SCHEMA,
-            "parent": {"path": str(self.base.path), "hash": self.base.hash, "run": parent_run(self.base.path)},
+            "parent": {
+                "path": str(self.base.path.resolve()),
+                "hash": self.base.hash,
+                "run": parent_run(self.base.path),
+            },
             "data": {
                 "fingerprint": data_fingerprint(data.conversations),
                 "clips": len(turns),

@@ -127,8 +127,16 @@ class RunFolder:
         for step in reversed(self.steps()):
             folder = self.checkpoint(step)
             if (folder / TRAINER / "position.json").is_file():
-                return folder, Position(**read_json(folder / TRAINER / "position.json"))
+                return folder, _read_position(folder / TRAINER / "position.json")
         return None
+
+
+def _read_position(path: Path) -> Position:
+    values = {"stale": 0, **read_json(path)}  # older runs lack it
+    kinds = {"step": int, "best_loss": float | int | None, "best_step": int, "stale": int}
+    if values.keys() != kinds.keys() or not all(isinstance(values[key], kind) for key, kind in kinds.items()):
+        raise CsmError(f"{path} is damaged: it does not say where the run stands.")
+    return Position(**values)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
