@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import secrets
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from csm.audio import load_wave
+from csm.audio import load_wave, normalise_loudness, trim
 from csm.backend import Backend, Sampling, choose_backend
 from csm.errors import CsmError
 from csm.frames import Frames, join, text_rows, turn
@@ -104,6 +105,9 @@ class Generator:
         seed = secrets.randbelow(2**31) if seed is None else seed
         sampling = replace(self.sampling(temperature, top_k), seed=seed)
         prompt = self.prompt(text, speaker, context)
+        unread = self.tokenizer.unknown_characters(text)
+        if text.strip() and not set(text) - set(unread) - set(string.whitespace + string.punctuation):
+            raise CsmError(f"this model can read nothing of the text {text!r}.", "Write numbers as words.")
         limit = self._frame_limit(text, max_audio_length_ms, len(prompt))
         frames = list(self.model.frames(prompt, sampling, limit))
         if not frames:
@@ -113,7 +117,7 @@ class Generator:
         codes = np.stack(frames, axis=1)
         stop = "length" if len(frames) == limit else "end"
         wave = self.codec.decode(codes)
-        return Speech(wave, self.sample_rate, codes, stop, seed, self.tokenizer.unknown_characters(text))
+        return Speech(wave, self.sample_rate, codes, stop, seed, unread)
 
     def generate(
         self,
@@ -181,7 +185,10 @@ class Generator:
         if audio is None:
             return None
         if isinstance(audio, str | Path):
-            return self.codec.encode(load_wave(Path(audio).expanduser(), self.sample_rate))
+            wave = trim(load_wave(Path(audio).expanduser(), self.sample_rate), self.sample_rate)
+            if len(wave) == 0:
+                raise CsmError(f"{audio} is silent: it cannot be a turn of the context.")
+            return self.codec.encode(normalise_loudness(wave, self.sample_rate))  # as training clips are
         array = np.asarray(audio.detach().cpu() if hasattr(audio, "detach") else audio)
         if array.ndim == 2 and np.issubdtype(array.dtype, np.integer):
             if len(array) != self.folder.config.num_codebooks:

@@ -118,12 +118,24 @@ def resolve(model: str | Path) -> Path:
 
 
 def _of_run(run: Path) -> Path:
-    for pointer in ("best", "last"):
-        if (run / pointer).is_file():
-            chosen = run / "checkpoints" / (run / pointer).read_text().strip()
-            if chosen.is_dir():
-                return chosen
-    raise CsmError(f"the run {run} has no checkpoint yet.")
+    chosen = pointed_to(run, "best")
+    if chosen is None:
+        raise CsmError(f"the run {run} has no checkpoint yet.")
+    return chosen
+
+
+def pointed_to(run: Path, pointer: str) -> Path | None:
+    """The checkpoint that a run's `best` or `last` names; None before the first.
+
+    Raises:
+        CsmError: the file names no checkpoint of the run.
+    """
+    if not (run / pointer).is_file() or not (run / "checkpoints").is_dir():
+        return None
+    name = (run / pointer).read_text(errors="replace").strip()
+    if not re.fullmatch(r"step-\d+", name) or not (run / "checkpoints" / name).is_dir():
+        raise CsmError(f"{run / pointer} names no checkpoint of the run.", "Write the name of one into it.")
+    return run / "checkpoints" / name
 
 
 def _from_hub(name: str) -> Path:

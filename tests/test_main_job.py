@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 VOICE = ROOT / "examples" / "voice"
 SPEAKER, HELD_OUT, SEEDS = 5, 8, 3
+SAVE_EVERY = 30  # two epochs: half as many checkpoints to score as the demo has
 MODULES = {"csm": "csm.cli.main", "csm-finetune": "csm.cli.finetune"}
 
 
@@ -49,7 +50,7 @@ def run(work: Path) -> Path:
     answer = command(
         "csm-finetune", "voice-adapt", "--model-path", "csm-tiny", "--speaker-id", SPEAKER,
         "--audio-dir", data / "audio", "--transcript-dir", data / "transcripts", "--output-dir", work / "run",
-        "--cache-dir", work / "cache", "--threads", 1,
+        "--cache-dir", work / "cache", "--save-every", SAVE_EVERY, "--threads", 1,
     )  # fmt: skip
     assert Path(answer.strip()).parent == work / "run" / "checkpoints"
     return work / "run"

@@ -42,6 +42,8 @@ def _preset_command(preset: str, summary: str) -> None:
     @click.option("--fresh", is_flag=True, help="move a run that is there aside and begin anew")
     @runs_model
     def command(**flags: Any) -> None:
+        if preset == "style-tune" and not flags["style_name"].strip():
+            raise click.UsageError("--style-name is empty.")
         answer_best(finetune(preset, flags))
 
     if preset == "style-tune":

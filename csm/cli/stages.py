@@ -97,7 +97,7 @@ def _stage(path: Path, number: int, raw: dict[Any, Any], values: dict[str, Any])
     recipe = stage.get("recipe") or {}
     if not isinstance(recipe, dict):
         raise CsmError(f"{place}: recipe holds no keys.", "Write `recipe: {epochs: 3}`.")
-    if preset == "style-tune" and not recipe.get("style_name"):
+    if preset == "style-tune" and not str(recipe.get("style_name") or "").strip():
         raise CsmError(f"{place} has no style_name.", "Name the style: `recipe: {style_name: excited}`.")
     return Stage(
         name, str(preset), _whole(path, output), _data(path, stage),

@@ -187,14 +187,18 @@ class TorchTrainer:
         try:
             tensors = load_file(folder / "optimizer.safetensors")
         except SafetensorError as error:
-            raise CsmError(f"{folder / 'optimizer.safetensors'} is damaged ({error}).") from None
+            raise _damaged(folder, str(error)) from None
         for group in self.optimizer.param_groups:
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 found = {key.split("/")[0]: value for key, value in tensors.items() if key.endswith(f"/{name}")}
-                if set(found) != {"step", "exp_avg", "exp_avg_sq"}:
-                    raise CsmError(f"{folder} holds no momenta of {name}.")
+                shapes = {key: value.shape for key, value in found.items()}
+                if shapes != {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
+                    raise _damaged(folder, f"it holds no momenta that fit {name}")
                 self.optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in found.items()}
-        torch.set_rng_state(tensors["random_state"])
+        try:
+            torch.set_rng_state(tensors["random_state"])
+        except (KeyError, RuntimeError, TypeError):
+            raise _damaged(folder, "it holds no random state") from None
 
     def peak_memory(self) -> int:
         """Bytes: the most that torch held on the GPU, else the most that the process held."""
@@ -214,6 +218,10 @@ class TorchTrainer:
     def save_model(self, unchanged: Path, out: Path) -> None:
         """Make `out` a loadable model folder; see `csm.torch.checkpoint.write_checkpoint`."""
         write_checkpoint(self.model, self.trained_names, unchanged, out)
+
+
+def _damaged(folder: Path, why: str) -> CsmError:
+    return CsmError(f"{folder / 'optimizer.safetensors'} is damaged ({why}).", "--fresh begins the run anew.")
 
 
 def one_example(batch: Batch, index: int) -> Batch:

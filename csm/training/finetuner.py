@@ -22,7 +22,7 @@ from csm.data.row import Row
 from csm.data.speakers import learned_speakers
 from csm.data.terms import TermClips, describe_terms, term_shares
 from csm.errors import CsmError
-from csm.model_folder import ModelFolder, open_folder
+from csm.model_folder import ModelFolder, open_folder, pointed_to
 from csm.presets import EPOCHS, PRESETS
 from csm.recipe import CHANGEABLE, Recipe, Resolved, nearest, resolve
 from csm.segment import Conversation, Segment
@@ -162,7 +162,8 @@ class CSMFineTuner:
         parts = replace(self._parts(training, validation, found[0] if found else None), watch=watch)
         start = found[1] if found else Position()
         end = train(parts, start)
-        best = self.run.checkpoints / (self.run.path / "best").read_text().strip()
+        best = pointed_to(self.run.path, "best")
+        assert best is not None, "a run that ended has a checkpoint"
         return Outcome(best, start.step, end.step, aside)
 
     def _from_segments(self, data: Sequence[Segment | Conversation]) -> Tokenised:

@@ -65,7 +65,16 @@ class RunFolder:
         return read_json(self.path / "recipe.json")
 
     def lineage(self) -> dict[str, Any]:
-        return read_json(self.path / "lineage.json")
+        """Where the run comes from.
+
+        Raises:
+            CsmError: the file is missing, broken or of another version.
+        """
+        path = self.path / "lineage.json"
+        values = read_json(path)
+        if values.get("schema_version") != 1 or not {"parent", "data"} <= values.keys():
+            raise CsmError(f"{path} is damaged: it does not say where the run comes from.")
+        return values
 
     def set_aside(self) -> Path:
         """Move the folder to a free name beside itself."""
@@ -134,7 +143,11 @@ class RunFolder:
 def _read_position(path: Path) -> Position:
     values = {"stale": 0, **read_json(path)}  # older runs lack it
     kinds = {"step": int, "best_loss": float | int | None, "best_step": int, "stale": int}
-    if values.keys() != kinds.keys() or not all(isinstance(values[key], kind) for key, kind in kinds.items()):
+    if (
+        values.keys() != kinds.keys()
+        or not all(isinstance(values[key], kind) for key, kind in kinds.items())
+        or (min(values["step"], values["best_step"], values["stale"]) < 0)
+    ):
         raise CsmError(f"{path} is damaged: it does not say where the run stands.")
     return Position(**values)
 
