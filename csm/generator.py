@@ -69,7 +69,7 @@ class Generator:
 
     def __init__(self, folder: ModelFolder, backend: Backend):
         self.folder, self.backend = folder, backend
-        self.tokenizer = TextTokenizer(folder.path)
+        self.tokenizer = TextTokenizer(folder.beside)
         self.model = backend.frame_generator(folder)
         self.codec = backend.codec(folder)
 
@@ -202,14 +202,19 @@ class Generator:
 
 
 def load_generator(
-    model: str | Path, device: str = "auto", dtype: str = "auto", threads: int | None = None
+    model: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    base: str | Path | None = None,
 ) -> Generator:
-    """A generator of a model folder, a run (its best checkpoint) or `csm-tiny`.
+    """A generator of a model folder, a run (its best checkpoint), `csm-tiny`, or a weights file with what it needs
+    beside it or in the model folder `base`.
 
     Raises:
         CsmError: the folder is missing, broken or does not fit its config; the device is not there.
     """
-    folder = open_folder(model)
+    folder = open_folder(model, base)
     return Generator(folder, choose_backend(folder, device, dtype, threads))
 
 

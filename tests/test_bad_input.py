@@ -376,7 +376,12 @@ def test_recommended_keys_are_a_recipes(model: Path, train: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("lost", "'lost'"), ("file", "is a file"), ("folder", "config.json is not there"), ("lost/model", "lost/model")],
+    [
+        ("lost", "'lost'"),
+        ("file", "nor a weights file"),
+        ("folder", "no model.safetensors"),
+        ("lost/model", "lost/model"),
+    ],
 )
 def test_a_model_that_is_none(speak: Any, here: Path, name: str, says: str) -> None:
     (here / "file").write_text("x")

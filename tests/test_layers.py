@@ -16,8 +16,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
-    "errors", "config", "recipe", "presets", "segment", "audio", "threads", "tokenizer", "weights", "tiny_codec", "codec",
-    "model_folder", "frames", "data", "backend", "torch", "training", "generator", "samples", "cli",
+    "errors", "config", "recipe", "presets", "segment", "audio", "threads", "tokenizer", "torch_file", "weights", "layouts",
+    "flavours", "adapters", "peft_form", "csm_mlx_form", "whole_folder", "tiny_codec", "codec", "model_folder", "frames",
+    "data", "backend", "torch", "training", "generator", "samples", "cli",
 )  # fmt: skip
 """The rooms of csm from left to right: each imports only itself and what stands to its left."""
 
@@ -37,7 +38,13 @@ TOP_LEVEL = {  # third party: the places that import it when they are imported
     "rich": ("csm/cli/",),
 }
 IN_FUNCTIONS = {  # and those whose functions import it
-    "torch": ("csm/backend.py", "csm/generator.py", "csm/training/events.py", "evaluation/speaker.py"),
+    "torch": (
+        "csm/backend.py",
+        "csm/generator.py",
+        "csm/torch_file.py",
+        "csm/training/events.py",
+        "evaluation/speaker.py",
+    ),
     "matplotlib": ("csm/training/curves.py",),
     "transformers": ("csm/codec.py", "csm/tiny_codec.py"),
     "parselmouth": ("evaluation/",),

@@ -147,7 +147,8 @@ def _score_run(run_folder: RunFolder, reference: Reference, flags: dict[str, Any
     systems, total = [], len(models) * len(texts) * len(seeds)
     with Progress("speaking") as bar:
         for number, (name, path) in enumerate(models.items()):
-            generator = load_generator(path, flags["device"], flags["dtype"], flags["threads"])
+            base = _lender(lineage["parent"]) if number == 0 else None
+            generator = load_generator(path, flags["device"], flags["dtype"], flags["threads"], base)
             if number == 0:
                 say(f"backend: {generator.backend.reason}")
             folder = run_folder.path / "samples" / name
@@ -156,6 +157,12 @@ def _score_run(run_folder: RunFolder, reference: Reference, flags: dict[str, Any
             samples = [_read(sample, run_folder.path / "samples", name) for sample in spoken]
             systems.append(score_system(name, samples, reference, "base" if number == 0 else "checkpoint"))
     return systems
+
+
+def _lender(parent: dict[str, Any]) -> Path | None:
+    """The folder that lent the parent's weights their config, tokenizer and codec, where it is another than theirs."""
+    path, beside = Path(parent["path"]), Path(parent.get("beside", parent["path"]))
+    return None if beside in (path, path.parent) else beside
 
 
 class _Counter:

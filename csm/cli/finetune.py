@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from csm.cli.console import Group, answer, say, warn
-from csm.cli.options import PATH, RECIPE_FLAGS, reads_data, runs_model, shapes_recipe
+from csm.cli.options import PATH, RECIPE_FLAGS, reads_data, runs_model, shapes_recipe, takes_base
 from csm.cli.plot import plot
 from csm.cli.run_options import names_terms, run_layer, steers_run
 from csm.cli.stages import run, stages
@@ -31,7 +31,8 @@ def main() -> None:
 
 def _preset_command(preset: str, summary: str) -> None:
     @main.command(preset, help=summary)
-    @click.option("--model-path", default="csm-tiny", show_default=True, help="a model folder, a run, or csm-tiny")
+    @click.option("--model-path", default="csm-tiny", show_default=True, help="a model, a run, or csm-tiny")
+    @takes_base
     @click.option("--output-dir", required=True, type=PATH, help="the run folder; the same run there is gone on with")
     @reads_data
     @shapes_recipe
@@ -66,7 +67,7 @@ def finetune(preset: str, flags: dict[str, Any]) -> Path | None:
     from csm.data.manifest import read_data
     from csm.training.finetuner import CSMFineTuner
 
-    placement = {key: flags[key] for key in ("device", "dtype", "threads")}
+    placement = {key: flags[key] for key in ("device", "dtype", "threads", "base")}
     tuner = CSMFineTuner(flags["model_path"], flags["output_dir"], preset=preset, cache=flags["cache_dir"], **placement)
     tuner.layers += _layers(flags)
     (answer if flags["dry_run"] else say)(f"{preset} of {tuner.base.path}\n{tuner.resolved.describe()}")

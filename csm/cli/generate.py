@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from csm.cli.console import say
-from csm.cli.options import PATH, SEED, runs_model, samples_speech
+from csm.cli.options import PATH, SEED, runs_model, samples_speech, takes_base
 from csm.cli.speech import check_target, hand_out
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model-path", default="csm-tiny", show_default=True, help="a model folder, a run, or csm-tiny")
+@click.option("--model-path", default="csm-tiny", show_default=True, help="a model, a run, or csm-tiny")
+@takes_base
 @click.option("--text", required=True)
 @click.option("--speaker", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--output", type=PATH, required=True, help="a .wav or .flac file")
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 @runs_model
 def generate(
     model_path: str,
+    base: Path | None,
     text: str,
     speaker: int,
     output: Path,
@@ -55,7 +57,7 @@ def generate(
         raise CsmError("the text is empty.", "Say what to speak with --text.")
     check_target(output)
     turns = [Segment(row.text, row.speaker, row.audio) for row in read_context(context)] if context else []
-    generator = load_generator(model_path, device, dtype, threads)
+    generator = load_generator(model_path, device, dtype, threads, base)
     say(f"backend: {generator.backend.reason}")
     speech = generator.speak(
         text, speaker, context=turns, temperature=temperature, top_k=top_k, seed=seed,

@@ -35,6 +35,10 @@ samples_speech = _bundle(
     ),
 )
 
+takes_base = click.option(
+    "--base", type=PATH, help="a model folder that lends config, tokenizer and codec to weights that stand alone"
+)
+
 reads_data = _bundle(
     click.option("--data-path", "data_paths", multiple=True, type=PATH, metavar="PATH",
                  help="JSON of conversations, or a folder with audio/ and transcripts/; may be repeated"),

@@ -46,7 +46,7 @@ def run(stages_file: Path, cache_dir: Path | None, dry_run: bool, **placement: A
     best: Path | None = None
     for number, stage in enumerate(stages, 1):
         say(f"[{number}/{len(stages)}] {stage.name}")
-        flags: dict[str, Any] = dict.fromkeys(("recipe_file", "resume", "fresh"))
+        flags: dict[str, Any] = dict.fromkeys(("recipe_file", "resume", "fresh", "base"))
         flags |= {**stage.data, **placement, "cache_dir": cache_dir, "dry_run": dry_run}
         flags |= {"model_path": best or base, "output_dir": stage.output_dir, "recipe_keys": stage.recipe}
         flags["recipe_source"] = f"{stages_file.name}, stage {stage.name}"

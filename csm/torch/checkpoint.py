@@ -10,30 +10,45 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from csm.layouts import out_of_layout
 from csm.model_folder import BESIDE_WEIGHTS, ModelFolder
 from csm.torch.model import Csm
+from csm.torch_file import SUFFIXES, read_torch_file
 from csm.weights import CODEC_PREFIX, INDEX, parameter_shapes
 
 TRAINED, UNCHANGED = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
 def read_tensors(folder: ModelFolder, names: list[str]) -> dict[str, torch.Tensor]:
-    """The tensors `names`, as stored."""
+    """transformers' tensors `names`, in the dtype they are stored in, in transformers' order of rows."""
     by_file: dict[Path, list[tuple[str, str]]] = {}
     for name in names:
         file, stored = folder.file_of(name)
         by_file.setdefault(file, []).append((name, stored))
     tensors: dict[str, torch.Tensor] = {}
     for file, pairs in by_file.items():
-        with safe_open(file, framework="pt") as opened:
-            tensors |= {name: opened.get_tensor(stored) for name, stored in pairs}
+        with opened(file) as tensor_of:
+            read = {name: tensor_of(stored) for name, stored in pairs}
+        tensors |= {name: out_of_layout(name, value, folder.layout, folder.config) for name, value in read.items()}
     return tensors
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Callable[[str], torch.Tensor]]:
+    """A function from a tensor's stored name to the tensor, for a safetensors or a `.pt` file."""
+    if file.suffix in SUFFIXES:
+        yield read_torch_file(file).__getitem__
+    else:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors.get_tensor
 
 
 def load_model(folder: ModelFolder, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Csm:
@@ -63,9 +78,7 @@ def write_unchanged(folder: ModelFolder, trained: set[str], out: Path) -> None:
     try:
         names = [name for name in parameter_shapes(folder.config) if name not in trained] + folder.codec_names
         save_tensors(read_tensors(folder, names), beside / UNCHANGED)
-        for name in ("config.json", *BESIDE_WEIGHTS):
-            if (folder.path / name).is_file():
-                shutil.copyfile(folder.path / name, beside / name)
+        copy_companions(folder, beside)
         files = dict.fromkeys(sorted(trained), TRAINED) | dict.fromkeys(names, UNCHANGED)
         (beside / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}, indent=1))
         os.rename(beside, out)
@@ -82,8 +95,25 @@ def write_checkpoint(model: Csm, trained: set[str], unchanged: Path, out: Path) 
         link(file, out / file.name)
 
 
+def copy_companions(folder: ModelFolder, out: Path) -> None:
+    """Put transformers' config and what else stands beside a model's weights into `out`."""
+    own = folder.beside / "config.json"
+    raw = {key: value for key, value in folder.raw_config.items() if key != "transformers_weights"}
+    if own.is_file() and json.loads(own.read_text(encoding="utf-8-sig")) == raw:
+        shutil.copyfile(own, out / "config.json")
+    else:
+        (out / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+    for name in BESIDE_WEIGHTS:
+        if (folder.beside / name).is_file():
+            shutil.copyfile(folder.beside / name, out / name)
+
+
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file that others may read; the library alone would make it private."""
+    """Write a safetensors file that others may read; the library alone would make it private.
+
+    Raises:
+        OSError: the disk is full or the like, which the library tells in a kind of its own.
+    """
     try:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:

@@ -57,6 +57,7 @@ class CSMFineTuner:
         preset: one of `csm.presets.PRESETS`.
         backend: where to train; None chooses by `device`, `dtype` and `threads`.
         cache: where audio codes are kept; None is the user's cache folder.
+        base: a model folder that lends config, tokenizer and codec where `model_path` is weights alone.
 
     Raises:
         CsmError: the model cannot be used, or the preset is unknown.
@@ -74,16 +75,17 @@ class CSMFineTuner:
         dtype: str = "auto",
         threads: int | None = None,
         cache: Path | None = None,
+        base: str | Path | None = None,
     ):
         if preset not in PRESETS:
             raise CsmError(f"there is no preset {preset!r}.", nearest(preset, tuple(PRESETS)))
         self.preset = preset
-        self.base: ModelFolder = open_folder(model_path)
+        self.base: ModelFolder = open_folder(model_path, base)
         self.run = RunFolder(Path(output_dir))
         self.backend = backend or choose_backend(self.base, device, dtype, threads, training=True)
         self.cache_folder = cache or default_cache_folder()
         self.layers: list[tuple[str, Mapping[str, Any]]] = [
-            (f"{self.base.path.name}/recommended.json", self.base.preset_values(preset)),
+            (f"{self.base.beside.name}/recommended.json", self.base.preset_values(preset)),
             ("arguments", {"learning_rate": learning_rate}),
         ]
         self._by_data: list[tuple[str, Mapping[str, Any]]] = []
@@ -119,7 +121,7 @@ class CSMFineTuner:
     def unread_characters(self, data: Tokenised) -> str:
         """Characters of the transcripts that the model's tokenizer does not know, each once."""
         characters = {c for conversation in data.conversations for turn in conversation for c in turn.row.text}
-        return TextTokenizer(self.base.path).unknown_characters("".join(sorted(characters)))
+        return TextTokenizer(self.base.beside).unknown_characters("".join(sorted(characters)))
 
     def train(
         self,
@@ -196,7 +198,7 @@ class CSMFineTuner:
 
     def _split(self, data: Tokenised) -> tuple[ExampleSet, ExampleSet]:
         recipe, config = self.resolved.recipe, self.base.config
-        sources = make_sources(data.conversations, TextTokenizer(self.base.path), config.num_codebooks)
+        sources = make_sources(data.conversations, TextTokenizer(self.base.beside), config.num_codebooks)
         learned = self._learned(data)
         sources = [c for c in sources if any(source.speaker in learned for source in c)]
         of_note = TermClips.finder(recipe.terms) if recipe.terms else None
@@ -264,6 +266,7 @@ class CSMFineTuner:
             "schema_version": RUN_SCHEMA,
             "parent": {
                 "path": str(self.base.path.resolve()),
+                "beside": str(self.base.beside.resolve()),
                 "hash": self.base.hash,
                 "run": parent_run(self.base.path),
             },
