@@ -14,13 +14,19 @@ from typing import Any
 
 from csm.errors import CsmError
 
+SELECT_BY = ("validation_loss", "speaker_similarity")
+LOGS = ("tensorboard", "wandb", "trackio")
+CHANGEABLE = ("sample_every", "keep", "gradient_ckpt", "log_to")
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that shapes what is learned. Rates of groups are factors of `learning_rate`.
+    """Everything that shapes what is learned, and what is kept of it. Rates of groups are factors of `learning_rate`.
 
     `decoder_fraction` is the share of frames that train the depth decoder in a step; `save_every` 0 means once an epoch;
-    `max_steps` 0 means as many as the epochs take; `max_grad_norm` 0 means no clipping.
+    `max_steps` 0 means as many as the epochs take; `max_grad_norm` 0 means no clipping; `early_stop` 0 never stops
+    early; `keep` 0 keeps every checkpoint; `sample_every` 0 speaks no samples. The keys of `CHANGEABLE` leave the
+    numbers alone: a run may be gone on with under other values of them.
     """
 
     learning_rate: float = 2e-5
@@ -44,6 +50,18 @@ class Recipe:
     val_split: float = 0.1
     save_every: int = 0
     seed: int = 0
+    terms: tuple[str, ...] = ()
+    term_factor: float = 3.0
+    mask_speaker_ids: tuple[int, ...] = ()
+    only_speaker_ids: tuple[int, ...] = ()
+    context_dropout: float = 0.0
+    early_stop: int = 0
+    select_by: str = "validation_loss"
+    sample_prompts: tuple[str, ...] = ()
+    sample_every: int = 0
+    keep: int = 0
+    gradient_ckpt: bool = False
+    log_to: tuple[str, ...] = ("tensorboard",)
     style_name: str = ""
 
     def __post_init__(self) -> None:
@@ -53,9 +71,25 @@ class Recipe:
             raise CsmError("backbone, decoder and embeddings are all frozen: nothing would be trained.")
         if self.semantic_weight == 0 and self.acoustic_weight == 0:
             raise CsmError("semantic_weight and acoustic_weight are both 0: there would be no loss.")
+        self._check_choices()
+
+    def _check_choices(self) -> None:
+        if self.select_by not in SELECT_BY:
+            raise CsmError(f"select_by is {self.select_by!r}; it is one of {', '.join(SELECT_BY)}.")
+        if set(self.log_to) - set(LOGS):
+            raise CsmError(f"log_to is {', '.join(self.log_to)}; it is any of {', '.join(LOGS)}, or none.")
+        if self.mask_speaker_ids and self.only_speaker_ids:
+            raise CsmError(
+                "mask_speaker_ids and only_speaker_ids exclude each other.", "Name those left out, or those kept."
+            )
+        if self.early_stop and self.val_split == 0 and self.select_by == "validation_loss":
+            raise CsmError(
+                "early_stop has nothing to go by where val_split is 0.", "Hold out a tenth: --val-split 0.1."
+            )
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """The keys and values as JSON writes them."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def keys(cls) -> tuple[str, ...]:
@@ -73,11 +107,19 @@ _RANGES: dict[str, tuple[float, float]] = {
     "warmup_share": (0.0, 0.9),
     "context_turns": (0, 64),
     "seed": (0, 2**63 - 1),
+    "term_factor": (1.0, 100.0),
+    "context_dropout": (0.0, 1.0),
 }
 _KINDS: dict[str, tuple[type, ...]] = {"float": (int, float), "int": (int,), "bool": (bool,), "str": (str,)}
 
 
 def _check(name: str, value: Any, kind: Any) -> None:
+    if str(kind).startswith("tuple["):
+        if not isinstance(value, tuple):
+            raise CsmError(f"{name} is {value!r}, which is no list.")
+        for part in value:
+            _check(name, part, str(kind)[6:].split(",")[0])
+        return
     allowed = _KINDS[str(kind)]
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
         raise CsmError(f"{name} is {value!r}, which is no {kind}.")
@@ -100,7 +142,7 @@ class Resolved:
         width = max(map(len, Recipe.keys()))
         rows = self.recipe.to_dict()
         return "\n".join(
-            f"  {key.ljust(width)}  {value!s:<8} {self.sources.get(key, 'default')}"
+            f"  {key.ljust(width)}  {_shown(value):<8} {self.sources.get(key, 'default')}"
             for key, value in rows.items()
             if key != "style_name" or value
         )
@@ -112,7 +154,7 @@ def resolve(preset: str, base: Recipe, layers: list[tuple[str, Mapping[str, Any]
     Raises:
         CsmError: an unknown key (the nearest known one is named) or a value out of range, with its source.
     """
-    values, sources = base.to_dict(), dict.fromkeys(Recipe.keys(), f"preset {preset}")
+    values, sources = asdict(base), dict.fromkeys(Recipe.keys(), f"preset {preset}")
     for source, layer in layers:
         for key, value in layer.items():
             if value is None:
@@ -129,13 +171,23 @@ def resolve(preset: str, base: Recipe, layers: list[tuple[str, Mapping[str, Any]
 
 
 def _coerce(default: Any, value: Any) -> Any:
-    """YAML reads 2e-5 as a string: numbers that look like numbers are numbers."""
+    """YAML reads 2e-5 as a string: numbers that look like numbers are numbers. A lone value is a list of one."""
+    if isinstance(default, tuple):
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
     if isinstance(default, float) and isinstance(value, str | int) and not isinstance(value, bool):
         try:
             return float(value)
         except (ValueError, OverflowError):
             return value
     return value
+
+
+def _shown(value: Any) -> str:
+    """A value in one word: long lists as their length, empty ones as a dash."""
+    if not isinstance(value, list):
+        return str(value)
+    text = ",".join(map(str, value)) or "-"
+    return text if len(text) <= 24 and " " not in text else f"({len(value)})"
 
 
 def nearest(word: str, known: tuple[str, ...]) -> str:

@@ -31,12 +31,21 @@ TOP_LEVEL = {  # third party: the places that import it when they are imported
     "mlx": (),
     "parselmouth": (),
     "resemblyzer": (),
+    "matplotlib": (),
+    "tensorboard": (),
     "tinydb": ("profiles/",),
     "click": ("csm/cli/",),
     "rich": ("csm/cli/",),
 }
 IN_FUNCTIONS = {  # and those whose functions import it
-    "torch": ("csm/backend.py", "csm/generator.py", "csm/torch_file.py", "evaluation/speaker.py"),
+    "torch": (
+        "csm/backend.py",
+        "csm/generator.py",
+        "csm/torch_file.py",
+        "csm/training/events.py",
+        "evaluation/speaker.py",
+    ),
+    "matplotlib": ("csm/training/curves.py",),
     "transformers": ("csm/codec.py", "csm/tiny_codec.py"),
     "parselmouth": ("evaluation/",),
 }

@@ -58,6 +58,7 @@ def run(target: Path, reference: Path, json_path: str | None, markdown_path: str
 
     A run keeps its scores in report/ as well. Samples that are there already are not made again.
     """
+    from csm.training.card import refresh_cards
     from csm.training.run_folder import RunFolder
     from evaluation.report import terminal_table
     from evaluation.score import Reference, Scores
@@ -77,6 +78,8 @@ def run(target: Path, reference: Path, json_path: str | None, markdown_path: str
         folder.point("best", int(scores.best.removeprefix("step-")))
     if folder.exists:
         _write(scores, target, str(target / "report" / "scores.json"), str(target / "report" / "report.md"))
+        found = {system.name: system.summary["speaker_similarity"] for system in scores.systems}
+        refresh_cards(folder, {name: value for name, value in found.items() if value is not None})
     _write(scores, target, json_path, markdown_path)
     if "-" not in (json_path, markdown_path):
         answer(terminal_table(scores))

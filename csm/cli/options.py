@@ -61,7 +61,7 @@ shapes_recipe = _bundle(
     click.option("--semantic-weight", type=float, help="weight of codebook 0's loss"),
     click.option("--acoustic-weight", type=float, help="weight of the other codebooks' loss"),
     click.option("--decoder-fraction", type=float, help="share of frames that train the depth decoder"),
-    click.option("--context-turns", type=int, help="turns before the target at most"),
+    click.option("--context-turns", "--max-context-turns", type=int, help="turns before the target at most"),
     click.option("--weight-decay", type=float),
     click.option("--max-grad-norm", type=float, help="0 clips nothing"),
     click.option("--val-split", type=float, help="share of files or conversations held out; 0 for none"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,6 +33,7 @@ class Source:
     own: Frames
     before: tuple[Frames, ...] = ()
     alone: bool = True
+    text: str = ""
 
     @cached_property
     def sound(self) -> bytes:
@@ -80,15 +81,18 @@ def make_sources(
         for i, t in enumerate(conversation):
             names[t.row.name] += 1
             id = t.row.name if names[t.row.name] == 1 else f"{t.row.name} ({names[t.row.name]})"
-            sources.append(Source(id, t.row.speaker, rows[i], tuple(rows[:i]), len(conversation) == 1))
+            sources.append(Source(id, t.row.speaker, rows[i], tuple(rows[:i]), len(conversation) == 1, t.row.text))
         out.append(sources)
     return out
 
 
-def split(conversations: list[list[Source]], share: float, seed: int) -> tuple[list[Source], list[Source]]:
+def split(
+    conversations: list[list[Source]], share: float, seed: int, of_note: Callable[[Source], bool] | None = None
+) -> tuple[list[Source], list[Source]]:
     """Train and validation sources; whole conversations (or files) go to one side, at least one to each.
 
-    Conversations that share a recording stay together, so that nothing validated on was trained on.
+    Conversations that share a recording stay together, so that nothing validated on was trained on. Those with a source
+    `of_note` are divided by themselves, so that both sides have some where there are two.
 
     Raises:
         CsmError: a validation share is wanted and there is nothing to divide.
@@ -100,12 +104,17 @@ def split(conversations: list[list[Source]], share: float, seed: int) -> tuple[l
         raise CsmError(
             "one clip or conversation cannot be split into training and validation.", "Give more, or --val-split 0."
         )
-    count = min(max(1, round(share * len(groups))), len(groups) - 1)
-    chosen = rng_for(seed, 0, "", "split").permutation(len(groups))[:count].tolist()
-    held = {number for group in chosen for number in groups[group]}
+    noted = [g for g in groups if of_note and any(of_note(s) for number in g for s in conversations[number])]
+    strata = [part for part in (noted, [g for g in groups if g not in noted]) if len(part) > 1] or [groups]
+    held = {number for part in strata for group in _drawn(part, share, seed) for number in group}
     train = [s for i, c in enumerate(conversations) if i not in held for s in c]
     validation = [s for i, c in enumerate(conversations) if i in held for s in c]
     return train, validation
+
+
+def _drawn(groups: list[list[int]], share: float, seed: int) -> list[list[int]]:
+    count = min(max(1, round(share * len(groups))), len(groups) - 1)
+    return [groups[i] for i in rng_for(seed, 0, "", "split").permutation(len(groups))[:count].tolist()]
 
 
 def _sharing_sound(conversations: list[list[Source]]) -> list[list[int]]:
@@ -136,13 +145,17 @@ class ExampleSet:
         context_turns: how many turns precede a target at most.
         longest: rows that fit the model; context gives way, oldest first, before the target does.
         seed: of every draw.
+        context_dropout: the share of examples that an epoch shows without their context.
 
     Raises:
         CsmError: a target alone is longer than the model takes.
     """
 
-    def __init__(self, sources: Sequence[Source], context_turns: int, longest: int, seed: int):
+    def __init__(
+        self, sources: Sequence[Source], context_turns: int, longest: int, seed: int, context_dropout: float = 0.0
+    ):
         self.sources, self.context_turns, self.longest, self.seed = list(sources), context_turns, longest, seed
+        self.context_dropout = context_dropout
         for source in self.sources:
             if len(source.own) > longest:
                 raise CsmError(
@@ -175,6 +188,8 @@ class ExampleSet:
 
     def _context(self, index: int, epoch: int) -> list[Frames]:
         source = self.sources[index]
+        if self.context_dropout and rng_for(self.seed, epoch, source.id, "dropout").random() < self.context_dropout:
+            return []
         if not source.alone:
             return list(source.before[-self.context_turns :])
         draw = rng_for(self.seed, epoch, source.id, "context")

@@ -7,7 +7,10 @@ computed once for each example, alone and therefore always alike, and kept.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import resource
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,7 @@ class TorchTrainer:
         self.model, self.recipe = model, recipe
         self.dtype = activations or model.audio_table.dtype
         torch.manual_seed(recipe.seed)
+        model.checkpoint_layers(recipe.gradient_ckpt)
         groups = parameter_groups(model, recipe)
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=BETAS, eps=EPSILON, fused=True)
         self.keeps_states = recipe.freeze_backbone and recipe.freeze_embeddings and recipe.context_turns == 0
@@ -112,7 +116,9 @@ class TorchTrainer:
         }
 
     def score(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Losses of each example without gradients: `semantic`, `acoustic` sums and their token counts, each (B,)."""
+        """Losses of each example without gradients: `semantic`, `acoustic` sums and their token counts, each (B,), and
+        `acoustic_each` (B, K - 1), the sums of each codebook after the first.
+        """
         was_training = self.model.training
         self.model.eval()
         with torch.no_grad():
@@ -121,11 +127,14 @@ class TorchTrainer:
         self.model.train(was_training)
         size, of = batch.shape[0], batch.example_of
         depth_of = of[batch.depth]
+        each = acoustic.double().cpu().numpy()
+        by_book = np.stack([np.bincount(depth_of, column, size) for column in each.T], 1)
         return {
             "semantic": np.bincount(of, semantic.double().cpu().numpy(), size),
             "semantic_tokens": np.bincount(of, minlength=size),
             "acoustic": np.bincount(depth_of, acoustic.double().sum(1).cpu().numpy(), size),
             "acoustic_tokens": np.bincount(depth_of, minlength=size) * acoustic.shape[1],
+            "acoustic_each": by_book,
         }
 
     def is_finite(self) -> bool:
@@ -195,6 +204,21 @@ class TorchTrainer:
             torch.set_rng_state(tensors["random_state"])
         except (KeyError, RuntimeError, TypeError):
             raise _damaged(folder, "it holds no random state") from None
+
+    def peak_memory(self) -> int:
+        """Bytes: the most that torch held on the GPU, else the most that the process held."""
+        device = self.model.audio_table.device
+        if device.type == "cuda":
+            return torch.cuda.max_memory_allocated(device)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Whatever draws random numbers inside, the run goes on as if nothing had."""
+        device = self.model.audio_table.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
 
     def save_model(self, unchanged: Path, out: Path) -> None:
         """Make `out` a loadable model folder; see `csm.torch.checkpoint.write_checkpoint`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,19 @@ from csm.data.codes import CodeCache, Tokenised, data_fingerprint, default_cache
 from csm.data.examples import ExampleSet, make_sources, split
 from csm.data.faults import Fault, render, require_usable
 from csm.data.row import Row
+from csm.data.speakers import learned_speakers
+from csm.data.terms import TermClips, describe_terms, term_shares
 from csm.errors import CsmError
 from csm.model_folder import ModelFolder, embedded_name, open_folder, pointed_to
-from csm.presets import PRESETS
-from csm.recipe import Resolved, nearest, resolve
+from csm.presets import EPOCHS, PRESETS
+from csm.recipe import CHANGEABLE, Recipe, Resolved, nearest, resolve
 from csm.segment import Conversation, Segment
 from csm.tokenizer import TextTokenizer
 from csm.training.dataset import tokenise_segments
-from csm.training.loop import Parts, Report, train
+from csm.training.lineage import parent_run
+from csm.training.loop import Parts, train
 from csm.training.run_folder import TRAINER, Position, RunFolder, now
+from csm.training.watchers import Report, Watchers
 
 UNCHANGED = "unchanged"
 RUN_SCHEMA = 1
@@ -85,11 +89,12 @@ class CSMFineTuner:
             (f"{self.base.beside.name}/recommended.json", self.base.preset_values(preset)),
             ("arguments", {"learning_rate": learning_rate}),
         ]
+        self._by_data: list[tuple[str, Mapping[str, Any]]] = []
 
     @property
     def resolved(self) -> Resolved:
-        """The recipe as it stands: preset, recommendation, and the layers laid over them, with sources."""
-        return resolve(self.preset, PRESETS[self.preset], self.layers)
+        """The recipe as it stands: preset, what follows from the data, recommendation, further layers, with sources."""
+        return resolve(self.preset, PRESETS[self.preset], [*self._by_data, *self.layers])
 
     def prepare_optimizer(
         self,
@@ -129,18 +134,18 @@ class CSMFineTuner:
         resume: bool = False,
         fresh: bool = False,
         report: Report | None = None,
-        begun: Callable[[int, Path | None], None] | None = None,
+        watch: Watchers | None = None,
     ) -> Outcome:
         """Train, or go on with the same run.
 
         Args:
             train_dataset: Segments, Conversations, or what `tokenise` made of files.
             batch_size: examples in a micro-batch; None keeps the recipe's.
-            epochs: None keeps the recipe's.
+            epochs: None keeps the recipe's, or what follows from the minutes of the data where only the preset speaks.
             resume: insist on going on with a run that is there.
             fresh: move what is there aside and begin anew.
             report: told (step, steps, values) after every update.
-            begun: told before the first update: the step it goes on from, and where an older run was moved.
+            watch: all that a caller may be told and asked, in place of `report`.
 
         Raises:
             CsmError: bad data, another run's folder, a loss that is not finite.
@@ -148,7 +153,11 @@ class CSMFineTuner:
         """
         self.layers.append(("arguments", dict(batch_size=batch_size, epochs=epochs)))
         data = train_dataset if isinstance(train_dataset, Tokenised) else self._from_segments(train_dataset)
+        watch = watch or (Watchers(report) if report else Watchers())
+        self._follow(data, watch)
         training, validation = self._split(data)
+        if self.resolved.recipe.terms:
+            watch.notice(describe_terms(training.sources, validation.sources, self.resolved.recipe))
         identity = self._identity(data)
         self._refuse_own_inputs(data)
         aside = self.run.set_aside() if fresh and self.run.path.exists() else None
@@ -159,11 +168,10 @@ class CSMFineTuner:
             self.run.begin(identity, self._lineage(data, training, validation))
         with self.run.locked():
             found = None if is_new else self._find(identity, resume)
-            parts = self._parts(training, validation, found[0] if found else None)
+            parts = replace(self._parts(training, validation, found[0] if found else None), watch=watch)
             start = found[1] if found else Position()
-            if begun:
-                begun(start.step, aside)
-            end = train(parts, start, report or (lambda *_: None))
+            watch.begun(start.step, aside)
+            end = train(parts, start)
         best = pointed_to(self.run.path, "best")
         assert best is not None, "a run that ended has a checkpoint"
         return Outcome(best, start.step, end.step, aside)
@@ -186,13 +194,46 @@ class CSMFineTuner:
                     f"the output folder {self.run.path} holds what it is made from: {path}.", "Give another."
                 )
 
+    def _follow(self, data: Tokenised, watch: Watchers) -> None:
+        """Let epochs follow from the minutes to learn, and say what the user should know before the work."""
+        recipe, span = self.resolved.recipe, EPOCHS.get(self.preset)
+        if recipe.select_by == "speaker_similarity" and watch.listen is None:
+            raise CsmError("select_by speaker_similarity needs someone who listens.", "Pass `watch` with `listen`.")
+        self._by_data = []
+        if span and recipe.max_steps == 0:
+            minutes = self._minutes(data)
+            reason = span.reason(minutes)
+            self._by_data = [(reason, {"epochs": span.epochs(minutes)})]
+            if self.resolved.sources["epochs"] == reason:
+                watch.notice(f"epochs: {self.resolved.recipe.epochs}, from {reason}")
+
+    def _learned(self, data: Tokenised) -> set[int]:
+        recipe = self.resolved.recipe
+        present = {turn.row.speaker for conversation in data.conversations for turn in conversation}
+        return learned_speakers(present, recipe.mask_speaker_ids, recipe.only_speaker_ids)
+
+    def _minutes(self, data: Tokenised) -> float:
+        """Minutes of the turns that carry loss."""
+        learned, turns = self._learned(data), (turn for c in data.conversations for turn in c)
+        frames = sum(turn.codes.shape[1] for turn in turns if turn.row.speaker in learned)
+        return frames / data.frame_rate / 60
+
     def _split(self, data: Tokenised) -> tuple[ExampleSet, ExampleSet]:
         recipe, config = self.resolved.recipe, self.base.config
         sources = make_sources(data.conversations, TextTokenizer(self.base.beside), config.num_codebooks)
-        training, validation = split(sources, recipe.val_split, recipe.seed)
+        learned = self._learned(data)
+        sources = [c for c in sources if any(source.speaker in learned for source in c)]
+        of_note = TermClips.finder(recipe.terms) if recipe.terms else None
+        parts = split(sources, recipe.val_split, recipe.seed, of_note)
+        training, validation = ([source for source in part if source.speaker in learned] for part in parts)
+        if recipe.terms and not TermClips.of(training, recipe.terms).holds.any():
+            raise CsmError(
+                f"no clip to learn from holds any of the {len(recipe.terms)} terms.",
+                "Terms are found as whole words in the transcripts; inflections are terms of their own.",
+            )
         longest = config.backbone.max_position_embeddings
         return (
-            ExampleSet(training, recipe.context_turns, longest, recipe.seed),
+            ExampleSet(training, recipe.context_turns, longest, recipe.seed, recipe.context_dropout),
             ExampleSet(validation, recipe.context_turns, longest, recipe.seed),
         )
 
@@ -204,9 +245,12 @@ class CSMFineTuner:
         unchanged = self.run.path / UNCHANGED
         if not unchanged.is_dir():
             self.backend.write_unchanged(self.base, trainer.trained_names, unchanged)
-        batches = EpochBatches(training, recipe.batch_size, recipe.accumulate, recipe.decoder_fraction, recipe.seed)
+        often, held_terms = term_shares(training.sources, validation.sources, recipe)
+        batches = EpochBatches(
+            training, recipe.batch_size, recipe.accumulate, recipe.decoder_fraction, recipe.seed, often
+        )
         held_out = validation_batches(validation, recipe.batch_size)
-        return Parts(trainer, batches, held_out, self.run, unchanged, recipe)
+        return Parts(trainer, batches, held_out, self.run, unchanged, recipe, term_clips=held_terms)
 
     def _identity(self, data: Tokenised) -> dict[str, Any]:
         """What makes a run this run: written as recipe.json, and held against it on resume."""
@@ -242,6 +286,7 @@ class CSMFineTuner:
                 "path": embedded_name(self.base.path) or str(self.base.path.resolve()),
                 "beside": str(self.base.beside.resolve()),
                 "hash": self.base.hash,
+                "run": parent_run(self.base.path),
             },
             "data": {
                 "fingerprint": data_fingerprint(data.conversations),
@@ -289,11 +334,11 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     found = [phrase for key, phrase in phrases.items() if old.get(key) != new[key]]
     if old.get("preset") != new["preset"]:
         found.append(f"its preset is {old.get('preset')}, now {new['preset']}")
-    before, after = old.get("recipe", {}), new["recipe"]
+    before, after = {**Recipe().to_dict(), **old.get("recipe", {})}, new["recipe"]  # older runs lack newer keys
     return found + [
         f"{key} was {before.get(key)}, now {after.get(key)}"
         for key in sorted({*before, *after})
-        if before.get(key) != after.get(key)
+        if before.get(key) != after.get(key) and key not in CHANGEABLE
     ]
 
 

@@ -25,11 +25,15 @@ TRAINER = "trainer"
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run is: updates done, and the best validation loss so far with its step."""
+    """Where a run is: updates done, the best loss so far with its step, and how many validations ago that was.
+
+    The loss is whatever `best` goes by, lower being better; see `csm.training.measure.distance`.
+    """
 
     step: int = 0
     best_loss: float | None = None
     best_step: int = 0
+    stale: int = 0
 
 
 class RunFolder:
@@ -147,9 +151,19 @@ class RunFolder:
         self.point("last", position.step)
         self.point("best", position.best_step or position.step)
 
+    def prune(self, keep: int) -> None:
+        """Drop all checkpoints but the newest `keep` and those that `best` and `last` name; each goes whole."""
+        named = {(self.path / name).read_text().strip() for name in ("best", "last") if (self.path / name).is_file()}
+        for step in self.steps()[:-keep]:
+            if self.checkpoint(step).name not in named:
+                leaving = self.checkpoints / ".leaving"
+                shutil.rmtree(leaving, ignore_errors=True)
+                os.rename(self.checkpoint(step), leaving)
+                shutil.rmtree(leaving)
+
     def point(self, name: str, step: int) -> None:
         """Make `best` or `last` name the checkpoint of `step`."""
-        _write(self.path / name, f"step-{step:06d}\n")
+        write_text(self.path / name, f"step-{step:06d}\n")
 
     def latest(self) -> tuple[Path, Position] | None:
         """The newest checkpoint that can be resumed, and where it stands.
@@ -167,12 +181,12 @@ class RunFolder:
 
 
 def _read_position(path: Path) -> Position:
-    values = read_json(path)
-    kinds = {"step": int, "best_loss": float | int | None, "best_step": int}
+    values = {"stale": 0, **read_json(path)}  # older runs lack it
+    kinds = {"step": int, "best_loss": float | int | None, "best_step": int, "stale": int}
     if (
         values.keys() != kinds.keys()
         or not all(isinstance(values[key], kind) for key, kind in kinds.items())
-        or (min(values["step"], values["best_step"]) < 0)
+        or (min(values["step"], values["best_step"], values["stale"]) < 0)
     ):
         raise CsmError(f"{path} is damaged: it does not say where the run stands.")
     return Position(**values)
@@ -180,7 +194,7 @@ def _read_position(path: Path) -> Position:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write JSON beside `path`, flush it, swap it in."""
-    _write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def now() -> str:
@@ -188,7 +202,8 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write text beside `path`, flush it, swap it in."""
     beside = path.with_name(f".{path.name}.part")
     try:
         with beside.open("w", encoding="utf-8") as file:
