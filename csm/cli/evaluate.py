@@ -79,9 +79,7 @@ def run(target: Path, reference: Path, json_path: str | None, markdown_path: str
         _write(scores, target, str(target / "report" / "scores.json"), str(target / "report" / "report.md"))
     _write(scores, target, json_path, markdown_path)
     if "-" not in (json_path, markdown_path):
-        answer(terminal_table(scores))
-        if folder.exists:
-            answer(scores.best_reason)
+        answer(terminal_table(scores) + (f"\n{scores.best_reason}" if folder.exists else ""))
 
 
 def _refuse_idle(target: Path) -> None:
