@@ -82,9 +82,7 @@ def run(target: Path, reference: Path, json_path: str | None, markdown_path: str
         refresh_cards(folder, {name: value for name, value in found.items() if value is not None})
     _write(scores, target, json_path, markdown_path)
     if "-" not in (json_path, markdown_path):
-        answer(terminal_table(scores))
-        if folder.exists:
-            answer(scores.best_reason)
+        answer(terminal_table(scores) + (f"\n{scores.best_reason}" if folder.exists else ""))
 
 
 def _refuse_idle(target: Path) -> None:

@@ -34,7 +34,12 @@ def main() -> None:
 
 def _preset_command(preset: str, summary: str) -> None:
     @main.command(preset, help=summary)
-    @click.option("--model-path", default="csm-tiny", show_default=True, help="a model, a run, or csm-tiny")
+    @click.option(
+        "--model-path",
+        default="csm-tiny",
+        show_default=True,
+        help="csm-tiny, a model folder, a run, a weights file or a hub id",
+    )
     @takes_base
     @click.option("--output-dir", required=True, type=PATH, help="the run folder; the same run there is gone on with")
     @reads_data

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model-path", default="csm-tiny", show_default=True, help="a model, a run, or csm-tiny")
+@click.option(
+    "--model-path",
+    default="csm-tiny",
+    show_default=True,
+    help="csm-tiny, a model folder, a run, a weights file or a hub id",
+)
 @takes_base
 @click.option("--text", required=True)
 @click.option("--speaker", type=click.IntRange(0), default=0, show_default=True)
