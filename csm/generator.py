@@ -64,7 +64,7 @@ class Generator:
 
     def __init__(self, folder: ModelFolder, backend: Backend):
         self.folder, self.backend = folder, backend
-        self.tokenizer = TextTokenizer(folder.path)
+        self.tokenizer = TextTokenizer(folder.home)
         self.model = backend.frame_generator(folder)
         self.codec = backend.codec(folder)
 

@@ -8,10 +8,11 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from csm.adapter_folder import BASE, CONFIG, TENSORS, is_adapter, read_base, read_plan
 from csm.config import ModelConfig
 from csm.errors import CsmError
 from csm.weights import (
@@ -33,22 +34,35 @@ BESIDE_WEIGHTS = (
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A checked model folder: every tensor is there, in the shape its config asks for."""
+    """A checked model folder: every tensor is there, in the shape its config asks for.
+
+    An adapter folder is one too: `base` is the model that it was trained on, and all but the adapter is that model's.
+    """
 
     path: Path
     config: ModelConfig
     raw_config: Mapping[str, Any]
     files: Mapping[str, Path]
+    base: ModelFolder | None = None
 
     @cached_property
     def hash(self) -> str:
-        """sha256 over config and weights: what a lineage calls this model."""
-        digest = hashlib.sha256((self.path / "config.json").read_bytes())
-        for file in sorted(set(self.files.values())):
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 22):
-                    digest.update(block)
-        return digest.hexdigest()
+        """sha256 over config and weights: what a lineage calls this model. An adapter's is over its base's hash and its
+        own two files."""
+        if self.base is not None:
+            return _sha256(self.base.hash, self.path / CONFIG, self.path / TENSORS)
+        return _sha256("", self.path / "config.json", *sorted(set(self.files.values())))
+
+    @property
+    def home(self) -> Path:
+        """Where tokenizer, config and recommendation lie: the folder itself, or, of an adapter, its base's."""
+        return self.path if self.base is None else self.base.home
+
+    @property
+    def name(self) -> str:
+        """What to call the model by: csm-tiny, or a path that does not depend on where one stands."""
+        embedded = [name for name in EMBEDDED if self.path == Path(__file__).parent / "assets" / name]
+        return embedded[0] if embedded else str(self.path.resolve())
 
     @property
     def parameters(self) -> int:
@@ -58,7 +72,7 @@ class ModelFolder:
     @cached_property
     def recommended(self) -> Mapping[str, Any]:
         """`recommended.json`: sampling settings and values per preset; empty where the folder has none."""
-        path = self.path / "recommended.json"
+        path = self.home / "recommended.json"
         if not path.is_file():
             return {}
         values = read_json(path)
@@ -137,6 +151,8 @@ def open_folder(model: str | Path) -> ModelFolder:
         CsmError: something is missing, broken or does not fit; all tensors at fault are named at once.
     """
     path = resolve(model)
+    if is_adapter(path):
+        return _with_adapter(path)
     raw = read_json(path / "config.json")
     config = ModelConfig.from_dict(raw, str(path / "config.json"))
     files = weight_files(path)
@@ -149,6 +165,40 @@ def open_folder(model: str | Path) -> ModelFolder:
         del shapes[AUDIO_TABLE]
     check_shapes(shapes, parameter_shapes(config), str(path))
     return ModelFolder(path, config, raw, files)
+
+
+def _with_adapter(path: Path) -> ModelFolder:
+    """An adapter's folder on the model that it was trained on, found by base.json."""
+    of = read_base(path)
+    try:
+        base = open_folder(of.path)
+    except CsmError as error:
+        raise CsmError(
+            f"{path} is an adapter of {of.name}, which cannot be opened: {error.message}",
+            f"Put it back, or write where it is into {path / BASE}.",
+        ) from None
+    if of.hash not in (None, base.hash):
+        raise CsmError(
+            f"the adapter {path} was trained on {of.name} (sha256 {str(of.hash)[:12]}), and {base.path} is another model "
+            f"({base.hash[:12]})."
+        )
+    read_plan(path, base.config)
+    return ModelFolder(path, base.config, base.raw_config, base.files, base)
+
+
+def _sha256(start: str, *files: Path) -> str:
+    return _sha256_of(start, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=64)
+def _sha256_of(start: str, files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of `start` and the files' bytes; sizes and times are there so that a file that changed is read again."""
+    digest = hashlib.sha256(start.encode())
+    for file, *_ in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

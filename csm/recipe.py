@@ -12,7 +12,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from csm.adapter import LoraSettings
 from csm.errors import CsmError
+
+METHODS = ("full", "lora")
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class Recipe:
     """Everything that shapes what is learned. Rates of groups are factors of `learning_rate`.
 
     `decoder_fraction` is the share of frames that train the depth decoder in a step; `save_every` 0 means once an epoch;
-    `max_steps` 0 means as many as the epochs take; `max_grad_norm` 0 means no clipping.
+    `max_steps` 0 means as many as the epochs take; `max_grad_norm` 0 means no clipping. Keys that begin with `lora_` are
+    for the method lora alone; see `csm.adapter.LoraSettings`.
     """
 
     learning_rate: float = 2e-5
@@ -45,15 +49,50 @@ class Recipe:
     save_every: int = 0
     seed: int = 0
     style_name: str = ""
+    method: str = "full"
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
+    lora_bias: bool = False
+    lora_targets: tuple[str, ...] = ()
+    lora_layers: tuple[int, ...] = ()
+    lora_decoder_layers: tuple[int, ...] = ()
+    lora_ranks: tuple[str, ...] = ()
+    lora_alphas: tuple[str, ...] = ()
+    lora_dora: bool = False
+    lora_rslora: bool = False
 
     def __post_init__(self) -> None:
         for spec in fields(self):
             _check(spec.name, getattr(self, spec.name), spec.type)
         if self.freeze_backbone and self.freeze_decoder and self.freeze_embeddings:
             raise CsmError("backbone, decoder and embeddings are all frozen: nothing would be trained.")
+        self._check_method()
+
+    def _check_method(self) -> None:
+        if self.method not in METHODS:
+            raise CsmError(f"method is {self.method!r}; it is one of {', '.join(METHODS)}.")
+        if self.method == "lora":
+            self.lora  # noqa: B018 - made to be checked
+            return
+        for spec in fields(self):
+            if spec.name.startswith("lora_") and getattr(self, spec.name) != spec.default:
+                raise CsmError(f"{spec.name} is for the method lora, and the method is full.", "Add --method lora.")
+
+    @property
+    def lora(self) -> LoraSettings:
+        """What the keys `lora_...` say, checked."""
+        names = [spec.name.removeprefix("lora_") for spec in fields(LoraSettings)]
+        return LoraSettings(**{name: getattr(self, f"lora_{name}") for name in names})
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The groups that stay as they are."""
+        return tuple(g for g in ("backbone", "decoder", "embeddings") if getattr(self, f"freeze_{g}"))
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """The keys and values as JSON writes them."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def keys(cls) -> tuple[str, ...]:
@@ -71,11 +110,20 @@ _RANGES: dict[str, tuple[float, float]] = {
     "warmup_share": (0.0, 0.9),
     "context_turns": (0, 64),
     "seed": (0, 2**63 - 1),
+    "lora_rank": (1, 4096),
+    "lora_alpha": (1e-6, 1e6),
+    "lora_dropout": (0.0, 0.99),
 }
 _KINDS: dict[str, tuple[type, ...]] = {"float": (int, float), "int": (int,), "bool": (bool,), "str": (str,)}
 
 
 def _check(name: str, value: Any, kind: Any) -> None:
+    if str(kind).startswith("tuple["):
+        if not isinstance(value, tuple):
+            raise CsmError(f"{name} is {value!r}, which is no list.")
+        for part in value:
+            _check(name, part, str(kind)[6:].split(",")[0])
+        return
     allowed = _KINDS[str(kind)]
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
         raise CsmError(f"{name} is {value!r}, which is no {kind}.")
@@ -98,9 +146,9 @@ class Resolved:
         width = max(map(len, Recipe.keys()))
         rows = self.recipe.to_dict()
         return "\n".join(
-            f"  {key.ljust(width)}  {value!s:<8} {self.sources.get(key, 'default')}"
+            f"  {key.ljust(width)}  {_shown(value):<8} {self.sources.get(key, 'default')}"
             for key, value in rows.items()
-            if key != "style_name" or value
+            if (key != "style_name" or value) and (not key.startswith("lora_") or self.recipe.method == "lora")
         )
 
 
@@ -110,7 +158,7 @@ def resolve(preset: str, base: Recipe, layers: list[tuple[str, Mapping[str, Any]
     Raises:
         CsmError: an unknown key (the nearest known one is named) or a value out of range, with its source.
     """
-    values, sources = base.to_dict(), dict.fromkeys(Recipe.keys(), f"preset {preset}")
+    values, sources = asdict(base), dict.fromkeys(Recipe.keys(), f"preset {preset}")
     for source, layer in layers:
         for key, value in layer.items():
             if value is None:
@@ -127,13 +175,25 @@ def resolve(preset: str, base: Recipe, layers: list[tuple[str, Mapping[str, Any]
 
 
 def _coerce(default: Any, value: Any) -> Any:
-    """YAML reads 2e-5 as a string: numbers that look like numbers are numbers."""
+    """YAML reads 2e-5 as a string: numbers that look like numbers are numbers. A lone value is a list of one."""
+    if isinstance(default, tuple):
+        if isinstance(value, Mapping):
+            return tuple(f"{key}={each}" for key, each in value.items())
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
     if isinstance(default, float) and isinstance(value, str | int) and not isinstance(value, bool):
         try:
             return float(value)
         except ValueError:
             return value
     return value
+
+
+def _shown(value: Any) -> str:
+    """A value in one word: long lists as their length, empty ones as a dash."""
+    if not isinstance(value, list):
+        return str(value)
+    text = ",".join(map(str, value)) or "-"
+    return text if len(text) <= 24 and " " not in text else f"({len(value)})"
 
 
 def nearest(word: str, known: tuple[str, ...]) -> str:

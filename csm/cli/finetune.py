@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from csm.cli.console import Group, answer, say, warn
-from csm.cli.options import PATH, RECIPE_FLAGS, reads_data, runs_model, shapes_recipe
+from csm.cli.options import PATH, RECIPE_FLAGS, adapts, reads_data, runs_model, shapes_recipe
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,6 +26,7 @@ def _preset_command(preset: str, summary: str) -> None:
     @click.option("--output-dir", required=True, type=PATH, help="the run folder; the same run there is gone on with")
     @reads_data
     @shapes_recipe
+    @adapts
     @click.option("--recipe", "recipe_file", type=PATH, help="YAML or TOML with any of a recipe's keys")
     @click.option("--dry-run", is_flag=True, help="print the recipe with its sources, and stop")
     @click.option("--resume", is_flag=True, help="fail unless there is a run to go on with")
@@ -48,6 +49,8 @@ def _finetune(preset: str, flags: dict[str, Any]) -> None:
     tuner = CSMFineTuner(flags["model_path"], flags["output_dir"], preset=preset, cache=flags["cache_dir"], **placement)
     tuner.layers += _layers(flags["recipe_file"], flags)
     (answer if flags["dry_run"] else say)(f"{preset} of {tuner.base.path}\n{tuner.resolved.describe()}")
+    if adapters := tuner.adapters:
+        say(f"adapters: {adapters}")
     say(f"backend: {tuner.backend.reason}")
     if flags["dry_run"]:
         return

@@ -48,6 +48,7 @@ def _describe(folder: Any) -> dict[str, Any]:
     }
     return {
         "path": str(folder.path),
+        **({"adapter_of": folder.base.name} if folder.base else {}),
         "parameters": folder.parameters,
         **shapes,
         "codebooks": config.num_codebooks,

@@ -12,18 +12,30 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from csm.backend import Sampling
 from csm.config import Stack
 from csm.frames import END_CODE, Frames
-from csm.torch.model import Csm, Layer, Transformer, rope_tables
+from csm.torch.model import Csm, Layer, Linear, Transformer, rope_tables
 
-Linear = Callable[[Tensor], Tensor]
+Matmul = Callable[[Tensor], Tensor]
 Pick = Callable[[Tensor, int], Tensor]
 
 
-def fused(*weights: Tensor) -> Linear:
+def fused(*linears: Linear) -> Matmul:
+    """One matmul for several linears over the same rows, biases included where an adapter left any."""
+    weights = [linear.weight for linear in linears]
+    plain = fused_weights(*weights)
+    if all(linear.bias is None for linear in linears):
+        return plain
+    nothing = [weight.new_zeros(len(weight)) for weight in weights]
+    biases = [z if linear.bias is None else linear.bias for linear, z in zip(linears, nothing, strict=True)]
+    bias = torch.cat(biases).detach()
+    return lambda rows: plain(rows).add_(bias)
+
+
+def fused_weights(*weights: Tensor) -> Matmul:
     """One matmul for several matrices over the same rows: (L, in) -> (L, sum of outs).
 
     A wide fp32 matrix is kept input-major on CPU: one row passes it a quarter faster (measured, docs/performance.md).
@@ -34,15 +46,24 @@ def fused(*weights: Tensor) -> Linear:
     return lambda rows: F.linear(rows, weight)
 
 
+def spoken_rows(head: Linear, spoken: int) -> Linear:
+    """The head of the first `spoken` codes alone."""
+    part = Linear(0, 0)
+    part.weight = nn.Parameter(head.weight.detach()[:spoken], requires_grad=False)
+    if head.bias is not None:
+        part.bias = nn.Parameter(head.bias.detach()[:spoken], requires_grad=False)
+    return part
+
+
 class FusedLayer:
     """The weights of one layer, ready for few rows."""
 
     def __init__(self, layer: Layer):
         attention, mlp = layer.self_attn, layer.mlp
-        self.qkv = fused(attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)
-        self.out = fused(attention.o_proj.weight)
-        self.gate_up = fused(mlp.gate_proj.weight, mlp.up_proj.weight)
-        self.down = fused(mlp.down_proj.weight)
+        self.qkv = fused(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out = fused(attention.o_proj)
+        self.gate_up = fused(mlp.gate_proj, mlp.up_proj)
+        self.down = fused(mlp.down_proj)
         self.norm_in = layer.input_layernorm.weight.detach()
         self.norm_mid = layer.post_attention_layernorm.weight.detach()
 
@@ -115,10 +136,10 @@ class TorchFrameGenerator:
         self.codebooks, self.capacity = config.num_codebooks, config.backbone.max_position_embeddings
         self.backbone = CachedStack(model.backbone_model, self.capacity)
         self.depth = CachedStack(depth.model, self.codebooks)
-        self.project = fused(depth.model.inputs_embeds_projector.weight)
+        self.project = fused(depth.model.inputs_embeds_projector)
         spoken = config.spoken_codes
-        self.first_head = fused(model.lm_head.weight[:spoken])
-        self.heads = [fused(head.t()[:spoken]) for head in depth.codebooks_head.weight.detach().unbind(0)]
+        self.first_head = fused(spoken_rows(model.lm_head, spoken))
+        self.heads = [fused_weights(head.t()[:spoken]) for head in depth.codebooks_head.weight.detach().unbind(0)]
         self.audio_table, self.text_table = model.audio_table.detach(), model.embed_text_tokens.weight.detach()
         self.table_of = self.audio_table.split(config.vocab_size)
         self.offsets = model.offsets()

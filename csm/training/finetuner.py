@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from csm.adapter import plan_adapters
+from csm.adapter_folder import BaseName, write_base
 from csm.backend import Backend, choose_backend
 from csm.data.batches import EpochBatches, validation_batches
 from csm.data.codes import CodeCache, Tokenised, data_fingerprint, default_cache_folder, tokenise
@@ -79,7 +81,7 @@ class CSMFineTuner:
         self.backend = backend or choose_backend(self.base, device, dtype, threads, training=True)
         self.cache_folder = cache or default_cache_folder()
         self.layers: list[tuple[str, Mapping[str, Any]]] = [
-            (f"{self.base.path.name}/recommended.json", self.base.preset_values(preset)),
+            (f"{self.base.home.name}/recommended.json", self.base.preset_values(preset)),
             ("arguments", {"learning_rate": learning_rate}),
         ]
 
@@ -87,6 +89,14 @@ class CSMFineTuner:
     def resolved(self) -> Resolved:
         """The recipe as it stands: preset, recommendation, and the layers laid over them, with sources."""
         return resolve(self.preset, PRESETS[self.preset], self.layers)
+
+    @property
+    def adapters(self) -> str | None:
+        """What the method lora will adapt, in one line; None where the method is full. Raises as `plan_adapters`."""
+        recipe, config = self.resolved.recipe, self.base.config
+        if recipe.method == "full":
+            return None
+        return plan_adapters(config, recipe.lora, recipe.frozen).describe(config)
 
     def prepare_optimizer(
         self,
@@ -155,7 +165,7 @@ class CSMFineTuner:
 
     def _split(self, data: Tokenised) -> tuple[ExampleSet, ExampleSet]:
         recipe, config = self.resolved.recipe, self.base.config
-        sources = make_sources(data.conversations, TextTokenizer(self.base.path), config.num_codebooks)
+        sources = make_sources(data.conversations, TextTokenizer(self.base.home), config.num_codebooks)
         training, validation = split(sources, recipe.val_split, recipe.seed)
         longest = config.backbone.max_position_embeddings
         return (
@@ -165,11 +175,13 @@ class CSMFineTuner:
 
     def _parts(self, training: ExampleSet, validation: ExampleSet, checkpoint: Path | None) -> Parts:
         recipe = self.resolved.recipe
-        trainer = self.backend.trainer(open_folder(checkpoint) if checkpoint else self.base, recipe)
+        trainer = self.backend.trainer(self.base, recipe, checkpoint)
         if checkpoint:
             trainer.load(checkpoint / TRAINER)
         unchanged = self.run.path / UNCHANGED
-        if not unchanged.is_dir():
+        if recipe.method == "lora":
+            write_base(BaseName(self.base.name, self.base.path.name, self.base.hash), unchanged)
+        elif not unchanged.is_dir():
             self.backend.write_unchanged(self.base, trainer.trained_names, unchanged)
         batches = EpochBatches(training, recipe.batch_size, recipe.accumulate, recipe.decoder_fraction, recipe.seed)
         held_out = validation_batches(validation, recipe.batch_size)
