@@ -35,31 +35,43 @@ class Factor(nn.Module):
         self.register_parameter("bias", made)
 
 
-class _LowRankLinear(torch.autograd.Function):
-    """rows @ weight.T + scale * (rows @ a.T) @ b.T, in as few passes over memory as torch has; none for weight's gradient."""
+class _LowRankLinears(torch.autograd.Function):
+    """rows @ weight.T + scale * (rows @ a.T) @ b.T of several linears over the same rows, in as few passes over memory as
+    torch has: one over the rows for all a, one sum for the gradient of the rows, and none for that of the weights."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        flat = rows.reshape(-1, rows.shape[-1])
-        kind = rows.dtype
-        low = flat @ a.to(kind).t()
-        out = (flat @ weight.to(kind).t()).addmm_(low, b.to(kind).t(), alpha=scale)
-        ctx.save_for_backward(flat, low, weight, a, b)
-        ctx.scale, ctx.shape = scale, rows.shape
-        return out.view(*rows.shape[:-1], -1)
+    def forward(ctx: Any, rows: Tensor, scales: tuple[float, ...], *parts: Tensor) -> tuple[Tensor, ...]:
+        flat, kind = rows.reshape(-1, rows.shape[-1]), rows.dtype
+        weights, downs, ups = parts[::3], parts[1::3], parts[2::3]
+        low = flat @ torch.cat(downs).to(kind).t()
+        each = low.split([len(a) for a in downs], 1)
+        outs = [
+            (flat @ weight.to(kind).t()).addmm_(part, b.to(kind).t(), alpha=scale)
+            for weight, part, b, scale in zip(weights, each, ups, scales, strict=True)
+        ]
+        ctx.save_for_backward(flat, low, *parts)
+        ctx.scales, ctx.shape = scales, rows.shape
+        return tuple(out.view(*rows.shape[:-1], -1) for out in outs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        flat, low, weight, a, b = ctx.saved_tensors
-        grad = grad.reshape(-1, grad.shape[-1])
-        kind = grad.dtype
-        slope = (grad @ b.to(kind)).mul_(ctx.scale)
-        grad_a = (slope.t() @ flat).to(a.dtype)
-        grad_b = (grad.t() @ low).mul_(ctx.scale).to(b.dtype)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        flat, low, *parts = ctx.saved_tensors
+        weights, downs, ups = parts[::3], parts[1::3], parts[2::3]
+        ranks, kind = [len(a) for a in downs], flat.dtype
+        slopes = [grad.reshape(len(flat), -1) for grad in grads]
+        steep = torch.cat(
+            [(g @ b.to(kind)).mul_(s) for g, b, s in zip(slopes, ups, ctx.scales, strict=True)], 1
+        )  # what the low rows are pulled by, (N, sum of r)
+        grad_downs = (steep.t() @ flat).to(downs[0].dtype).split(ranks)
+        each = zip(slopes, low.split(ranks, 1), ctx.scales, strict=True)
+        grad_ups = [(part.t() @ g).mul_(s).t().to(ups[0].dtype) for g, part, s in each]  # this way round it is faster
+        small = [x for pair in zip([None] * len(ups), grad_downs, grad_ups, strict=True) for x in pair]
         if not ctx.needs_input_grad[0]:
-            return None, None, grad_a, grad_b, None
-        grad_rows = (grad @ weight.to(kind)).addmm_(slope, a.to(kind))
-        return grad_rows.view(ctx.shape), None, grad_a, grad_b, None
+            return None, None, *small
+        grad_rows = steep @ torch.cat(downs).to(kind)
+        for g, weight in zip(slopes, weights, strict=True):
+            grad_rows.addmm_(g, weight.to(kind))
+        return grad_rows.view(ctx.shape), None, *small
 
 
 class LoraLinear(Linear):
@@ -94,11 +106,25 @@ class LoraLinear(Linear):
             low = F.linear(self._dropped(rows), a.to(kind))
             out = F.linear(rows, self.weight.to(kind)) + F.linear(low, b.to(kind) * self.scale)
         else:
-            out = _LowRankLinear.apply(rows, self.weight, a, b, self.scale)
+            (out,) = _LowRankLinears.apply(rows, (self.scale,), self.weight, a, b)
         if self.lora_magnitude_vector is not None:
             out = out * self._stretch().to(kind)
         bias = self._whole_bias()
         return out if bias is None else out + bias.to(kind)
+
+    def with_others(self, rows: Tensor, *others: Linear) -> tuple[Tensor, ...]:
+        linears = [self, *others]
+        if not all(isinstance(linear, LoraLinear) and linear._is_simple for linear in linears):
+            return super().with_others(rows, *others)
+        adapted = cast(list[LoraLinear], linears)
+        parts = [x for linear in adapted for x in (linear.weight, linear.lora_A.weight, linear.lora_B.weight)]
+        return _LowRankLinears.apply(rows, tuple(linear.scale for linear in adapted), *parts)
+
+    @property
+    def _is_simple(self) -> bool:
+        """Whether it is W x + scale * B A x and nothing more."""
+        dropped = self.training and self.dropout
+        return not dropped and self.kept is None and self.lora_magnitude_vector is None and self._whole_bias() is None
 
     def heads(self, dtype: torch.dtype) -> Tensor:
         plain = super().heads(dtype)

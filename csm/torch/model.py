@@ -40,6 +40,10 @@ class Linear(nn.Module):
         bias = None if self.bias is None else self.bias.to(rows.dtype)
         return F.linear(rows, self.weight.to(rows.dtype), bias)
 
+    def with_others(self, rows: Tensor, *others: Linear) -> tuple[Tensor, ...]:
+        """What this one and `others` make of the same rows."""
+        return tuple(linear(rows) for linear in (self, *others))
+
     def heads(self, dtype: torch.dtype) -> Tensor:
         """The matrix as one head, (1, in, out)."""
         return self.weight.t()[None].to(dtype)
@@ -88,7 +92,8 @@ class Attention(nn.Module):
         """(B, T, width) -> (B, T, width); `cos` and signed `sin` are `(T, 1, head_dim)`."""
         batch, length, _ = rows.shape
         query, key, value = (
-            part(rows).view(batch, length, -1, self.head_dim) for part in (self.q_proj, self.k_proj, self.v_proj)
+            part.view(batch, length, -1, self.head_dim)
+            for part in self.q_proj.with_others(rows, self.k_proj, self.v_proj)
         )
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if length <= SHORT_ATTENTION and rows.device.type == "cpu":
@@ -122,7 +127,7 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(stack.intermediate_size, stack.hidden_size)
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_proj(rows), self.up_proj(rows)))
+        return self.down_proj(swiglu(*self.gate_proj.with_others(rows, self.up_proj)))
 
 
 class Layer(nn.Module):
