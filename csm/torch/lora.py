@@ -108,7 +108,7 @@ class LoraLinear(Linear):
         else:
             (out,) = _LowRankLinears.apply(rows, (self.scale,), self.weight, a, b)
         if self.lora_magnitude_vector is not None:
-            out = out * self._stretch().to(kind)
+            out = out * self._stretched().to(kind)
         bias = self._whole_bias()
         return out if bias is None else out + bias.to(kind)
 
@@ -129,7 +129,7 @@ class LoraLinear(Linear):
     def heads(self, dtype: torch.dtype) -> Tensor:
         plain = super().heads(dtype)
         return (
-            plain if self.kept is not None or self.lora_magnitude_vector is None else plain * self._stretch().to(dtype)
+            plain if self.kept is not None or self.lora_magnitude_vector is None else plain * self._stretched().to(dtype)
         )
 
     def low_rank(self, rows: Tensor) -> LowRank | None:
@@ -139,7 +139,7 @@ class LoraLinear(Linear):
         low = F.linear(self._dropped(rows), self.lora_A.weight.to(kind))
         tail = self.lora_B.weight.t()[None].to(kind) * self.scale
         if self.lora_magnitude_vector is not None:
-            tail = tail * self._stretch().to(kind)
+            tail = tail * self._stretched().to(kind)
         bias = self._whole_bias()
         if bias is None:
             return low, tail
@@ -153,7 +153,7 @@ class LoraLinear(Linear):
         own = None if self.lora_B.bias is None else self.lora_B.bias * self.scale
         return own if self.bias is None else self.bias if own is None else self.bias + own
 
-    def _stretch(self) -> Tensor:
+    def _stretched(self) -> Tensor:
         """(out,): the learned length of each row over its length now, which is found without making the sum."""
         assert self.lora_magnitude_vector is not None
         assert self.squares is not None
@@ -162,7 +162,7 @@ class LoraLinear(Linear):
             cross = ((self.weight.float() @ a.t()) * b).sum(1)
             own = ((b @ (a @ a.t())) * b).sum(1)
             length = (self.squares + 2 * self.scale * cross + self.scale**2 * own).clamp_min_(0).sqrt_()
-        return self.lora_magnitude_vector.float() / length
+        return stretch(self.lora_magnitude_vector.float(), length)
 
     def merged(self) -> dict[str, Tensor]:
         """What the module is with the adapter taken in, in fp32."""
@@ -317,11 +317,16 @@ def merge_linear(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]
     a, b = state["lora_A.weight"].float(), state["lora_B.weight"].float()
     weight = torch.addmm(state["weight"].float(), b, a, alpha=scale)
     if "lora_magnitude_vector" in state:
-        weight *= (state["lora_magnitude_vector"].float() / weight.norm(dim=1))[:, None]
+        weight *= stretch(state["lora_magnitude_vector"].float(), weight.norm(dim=1))[:, None]
     found = {"weight": weight}
     biases = [state["bias"].float()] if "bias" in state else []
     biases += [state["lora_B.bias"].float() * scale] if "lora_B.bias" in state else []
     return found | ({"bias": torch.stack(biases).sum(0)} if biases else {})
+
+
+def stretch(wanted: Tensor, length: Tensor) -> Tensor:
+    """What rows of a length are multiplied by to have the length that is wanted; rows of zeros stay what they are."""
+    return torch.where(length > 0, wanted / length.where(length > 0, 1.0), 1.0)
 
 
 def merge_heads(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:

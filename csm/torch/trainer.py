@@ -76,6 +76,11 @@ class TorchTrainer:
         self.plan = plan_adapters(model.config, recipe.lora, recipe.frozen) if recipe.method == "lora" else None
         if self.plan:
             attach(model, self.plan, recipe.seed)
+        elif any(name.endswith(".bias") for name, _ in model.named_parameters()):
+            raise CsmError(
+                "the model is an adapter with biases (lora_bias), and a model folder has no place for them.",
+                "Train another adapter on it: --method lora.",
+            )
         groups = parameter_groups(model, recipe)
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=BETAS, eps=EPSILON, fused=True)
         self.keeps_states = {group["group"] for group in groups} == {"decoder"}
