@@ -6,6 +6,7 @@ declared length where it has one (wav, flac, ogg) and from an abrupt end in mp3,
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from pathlib import Path
@@ -124,15 +125,15 @@ def write_wave(path: str | Path, wave: np.ndarray, rate: int = SAMPLE_RATE) -> N
     kind = {".wav": "WAV", ".flac": "FLAC"}.get(path.suffix.lower())
     if kind is None:
         raise CsmError(f"{path} has a suffix that cannot be written.", "Use .wav or .flac.")
+    encoded = io.BytesIO()  # in memory first: libsndfile tells no reason when a disk is full
+    soundfile.write(encoded, np.clip(wave, -1, 1), rate, format=kind, subtype="PCM_16")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-    os.close(handle)
     try:
-        soundfile.write(beside, np.clip(wave, -1, 1), rate, format=kind, subtype="PCM_16")
+        with open(handle, "wb") as file:
+            file.write(encoded.getvalue())
         os.chmod(beside, 0o644)
         os.replace(beside, path)
-    except soundfile.LibsndfileError as error:
-        raise CsmError(f"{path} could not be written ({error.error_string}).") from error
     finally:
         Path(beside).unlink(missing_ok=True)
 

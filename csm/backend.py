@@ -106,7 +106,8 @@ class Backend:
         from csm.torch.checkpoint import codec_tensors
 
         tensors = codec_tensors(folder)
-        return load_codec(dict(folder.config.codec), tensors, self.device, num_codebooks=folder.config.num_codebooks)
+        codebooks = folder.config.num_codebooks
+        return load_codec(dict(folder.config.codec), tensors, self.device, codebooks, str(folder.path))
 
 
 def choose_backend(

@@ -97,16 +97,21 @@ def _stack(config: Mapping[str, Any], source: str, default_positions: int) -> St
         num_key_value_heads=config.get("num_key_value_heads") or heads,
         head_dim=config.get("head_dim") or size // heads,
         intermediate_size=_value(config, "intermediate_size", int, source),
-        rms_norm_eps=float(config.get("rms_norm_eps", 1e-5)),
-        max_position_embeddings=int(config.get("max_position_embeddings", default_positions)),
+        rms_norm_eps=_number(config, "rms_norm_eps", 1e-5, source),
+        max_position_embeddings=_value(
+            {"max_position_embeddings": default_positions, **config}, "max_position_embeddings", int, source
+        ),
         rope=_rope(config, source),
     )
 
 
 def _rope(config: Mapping[str, Any], source: str) -> tuple[tuple[str, Any], ...]:
     """transformers 5 keeps `rope_parameters`; 4 kept `rope_theta` beside `rope_scaling`."""
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    rope.setdefault("rope_theta", config.get("rope_theta", 500000.0))
+    key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    given = config.get(key) or {}
+    if not isinstance(given, Mapping):
+        raise CsmError(f"{source}: {key} is {given!r}; it is a table.")
+    rope = {"rope_theta": config.get("rope_theta", 500000.0), **given}
     rope["rope_type"] = rope.pop("type", rope.get("rope_type", "default"))
     wanted = {
         "default": (),
@@ -117,7 +122,16 @@ def _rope(config: Mapping[str, Any], source: str) -> tuple[tuple[str, Any], ...]
     missing = [key for key in wanted[rope["rope_type"]] if key not in rope]
     if missing:
         raise CsmError(f"{source}: RoPE of type llama3 lacks {', '.join(missing)}.")
+    for name in ("rope_theta", *wanted[rope["rope_type"]]):
+        _number(rope, name, None, f"{source}, {key}")
     return tuple(sorted(rope.items()))
+
+
+def _number(config: Mapping[str, Any], key: str, default: float | None, source: str) -> float:
+    value = config.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise CsmError(f"{source}: {key} is {value!r}; it is a number above 0.")
+    return float(value)
 
 
 def _value(config: Mapping[str, Any], key: str, kind: type, source: str) -> Any:

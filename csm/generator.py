@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import secrets
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from csm.audio import load_wave
+from csm.audio import load_wave, normalise_loudness, trim
 from csm.backend import Backend, Sampling, choose_backend
 from csm.errors import CsmError
 from csm.frames import Frames, join, text_rows, turn
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 MAX_AUDIO_MS = 90_000
 SLOWEST_CHARACTERS_PER_SECOND = 7.0
 BUDGET_SECONDS = 2.0
+
+
+class NothingSpokenError(CsmError):
+    """The model's first frame was the end."""
 
 
 @dataclass(frozen=True)
@@ -100,16 +105,19 @@ class Generator:
         seed = secrets.randbelow(2**31) if seed is None else seed
         sampling = replace(self.sampling(temperature, top_k), seed=seed)
         prompt = self.prompt(text, speaker, context)
+        unread = self.tokenizer.unknown_characters(text)
+        if text.strip() and not set(text) - set(unread) - set(string.whitespace + string.punctuation):
+            raise CsmError(f"this model can read nothing of the text {text!r}.", "Write numbers as words.")
         limit = self._frame_limit(text, max_audio_length_ms, len(prompt))
         frames = list(self.model.frames(prompt, sampling, limit))
         if not frames:
-            raise CsmError(
+            raise NothingSpokenError(
                 f"the model ended before it said anything (seed {seed}).", "Try another --seed, or a longer text."
             )
         codes = np.stack(frames, axis=1)
         stop = "length" if len(frames) == limit else "end"
         wave = self.codec.decode(codes)
-        return Speech(wave, self.sample_rate, codes, stop, seed, self.tokenizer.unknown_characters(text))
+        return Speech(wave, self.sample_rate, codes, stop, seed, unread)
 
     def generate(
         self,
@@ -141,7 +149,7 @@ class Generator:
         top_k = int(own.get("top_k", 50)) if top_k is None else top_k
         if not 0 <= temperature < 100 or top_k < 0:
             raise CsmError(f"temperature {temperature:g} and top-k {top_k} cannot be: neither goes below 0.")
-        return Sampling(temperature, top_k)
+        return Sampling(temperature, 0 if top_k >= self.folder.config.spoken_codes else top_k)
 
     def prompt(self, text: str, speaker: int, context: Sequence[Segment] = ()) -> Frames:
         """The rows that the model reads: the turns of `context`, then the text."""
@@ -158,8 +166,8 @@ class Generator:
         if max_ms is None:
             seconds = BUDGET_SECONDS + len(text) / SLOWEST_CHARACTERS_PER_SECOND
             max_ms = min(MAX_AUDIO_MS, 1000 * seconds)
-        limit = int(max_ms / self._frame_ms)
-        if limit < 1 or max_ms > MAX_AUDIO_MS:
+        limit = int(max_ms / self._frame_ms) if 0 < max_ms <= MAX_AUDIO_MS else 0
+        if limit < 1:
             raise CsmError(
                 f"a length of {max_ms:g} ms cannot be: it goes from {self._frame_ms:g} (one frame) to {MAX_AUDIO_MS}."
             )
@@ -177,7 +185,10 @@ class Generator:
         if audio is None:
             return None
         if isinstance(audio, str | Path):
-            return self.codec.encode(load_wave(Path(audio).expanduser(), self.sample_rate))
+            wave = trim(load_wave(Path(audio).expanduser(), self.sample_rate), self.sample_rate)
+            if len(wave) == 0:
+                raise CsmError(f"{audio} is silent: it cannot be a turn of the context.")
+            return self.codec.encode(normalise_loudness(wave, self.sample_rate))  # as training clips are
         array = np.asarray(audio.detach().cpu() if hasattr(audio, "detach") else audio)
         if array.ndim == 2 and np.issubdtype(array.dtype, np.integer):
             if len(array) != self.folder.config.num_codebooks:

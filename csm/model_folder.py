@@ -78,6 +78,12 @@ class ModelFolder:
         values = read_json(path)
         if values.get("schema_version") != 1:
             raise CsmError(f"{path} has schema_version {values.get('schema_version')!r}; this program reads 1.")
+        for key in ("sampling", "presets"):
+            if not isinstance(values.get(key, {}), dict):
+                raise CsmError(f"{path}: {key} is no table.")
+        for key, value in values.get("sampling", {}).items():
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1e9:
+                raise CsmError(f"{path}: sampling.{key} is {value!r}; it is a number from 0 on.")
         return values
 
     def preset_values(self, preset: str) -> Mapping[str, Any]:
@@ -126,12 +132,24 @@ def resolve(model: str | Path) -> Path:
 
 
 def _of_run(run: Path) -> Path:
-    for pointer in ("best", "last"):
-        if (run / pointer).is_file():
-            chosen = run / "checkpoints" / (run / pointer).read_text().strip()
-            if chosen.is_dir():
-                return chosen
-    raise CsmError(f"the run {run} has no checkpoint yet.")
+    chosen = pointed_to(run, "best")
+    if chosen is None:
+        raise CsmError(f"the run {run} has no checkpoint yet.")
+    return chosen
+
+
+def pointed_to(run: Path, pointer: str) -> Path | None:
+    """The checkpoint that a run's `best` or `last` names; None before the first.
+
+    Raises:
+        CsmError: the file names no checkpoint of the run.
+    """
+    if not (run / pointer).is_file() or not (run / "checkpoints").is_dir():
+        return None
+    name = (run / pointer).read_text(errors="replace").strip()
+    if not re.fullmatch(r"step-\d+", name) or not (run / "checkpoints" / name).is_dir():
+        raise CsmError(f"{run / pointer} names no checkpoint of the run.", "Write the name of one into it.")
+    return run / "checkpoints" / name
 
 
 def _from_hub(name: str) -> Path:

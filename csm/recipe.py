@@ -67,6 +67,8 @@ class Recipe:
             _check(spec.name, getattr(self, spec.name), spec.type)
         if self.freeze_backbone and self.freeze_decoder and self.freeze_embeddings:
             raise CsmError("backbone, decoder and embeddings are all frozen: nothing would be trained.")
+        if self.semantic_weight == 0 and self.acoustic_weight == 0:
+            raise CsmError("semantic_weight and acoustic_weight are both 0: there would be no loss.")
         self._check_method()
 
     def _check_method(self) -> None:
@@ -183,7 +185,7 @@ def _coerce(default: Any, value: Any) -> Any:
     if isinstance(default, float) and isinstance(value, str | int) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             return value
     return value
 
@@ -212,7 +214,10 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
     if not path.is_file():
         raise CsmError(f"the recipe {path} is not there.")
-    text = path.read_text(encoding="utf-8-sig")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise CsmError(f"the recipe {path} is not UTF-8 text.") from None
     try:
         values = tomllib.loads(text) if path.suffix.lower() == ".toml" else yaml.safe_load(text)
     except (yaml.YAMLError, tomllib.TOMLDecodeError) as error:

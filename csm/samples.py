@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from csm.audio import write_wave
-from csm.errors import CsmError
-from csm.generator import Generator
+from csm.generator import Generator, NothingSpokenError
 from csm.training.run_folder import write_json
 
 DEFAULT_TEXTS = (
@@ -66,14 +65,23 @@ def _sample(generator: Generator, text: str, speaker: int, seed: int, folder: Pa
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     wave_path = folder / f"{number:02d}-s{seed}-{key}.wav"
     note_path = wave_path.with_suffix(".json")
-    if note_path.is_file():
-        note = json.loads(note_path.read_text())
-        return SpokenSample(text, seed, wave_path if note["spoken"] else None, note["stop_reason"])
+    if (made := _made_before(note_path, wave_path)) is not None:
+        return made
     try:
         speech = generator.speak(text, speaker, seed=seed)
-    except CsmError as error:
+    except NothingSpokenError as error:
         write_json(note_path, {"text": text, "seed": seed, "spoken": False, "stop_reason": error.message})
         return SpokenSample(text, seed, None, error.message)
     write_wave(wave_path, speech.wave, speech.sample_rate)
     write_json(note_path, {"text": text, "seed": seed, "spoken": True, "stop_reason": speech.stop_reason})
     return SpokenSample(text, seed, wave_path, speech.stop_reason)
+
+
+def _made_before(note_path: Path, wave_path: Path) -> SpokenSample | None:
+    """What a note says of a sample that is whole; None where note or sound are missing or damaged."""
+    try:
+        note = json.loads(note_path.read_text())
+        read = SpokenSample(note["text"], note["seed"], wave_path if note["spoken"] else None, note["stop_reason"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return None if read.path is not None and not read.path.is_file() else read

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-PARAMETERS_PER_THREAD = 50_000_000
+SPEAKING, TRAINING = 50_000_000, 10_000_000  # parameters for which one more thread pays
 
 
-def threads_to_speak(parameters: int) -> tuple[int, str]:
-    """The number of threads that pays when one frame at a time is made by a model of this size, and why."""
+def useful_threads(parameters: int, training: bool) -> tuple[int, str]:
+    """The number of threads that pays for a model of this size, one frame at a time or in training, and why."""
     available, why = available_threads()
-    useful = max(1, parameters // PARAMETERS_PER_THREAD)
+    useful = max(1, parameters // (TRAINING if training else SPEAKING))
     if useful < available:
         return useful, f"enough for {parameters / 1e6:.0f} million parameters"
     return available, why

@@ -39,17 +39,23 @@ class TextTokenizer:
         """
         if not text.strip():
             raise CsmError("the text is empty.")
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise CsmError("the text holds bytes that are no text.", "Write it as UTF-8.")
         unknown = self._unknown_id()
         if unknown is not None and unknown in self._tokenizer.encode(f"[{speaker}]").ids:
             raise CsmError(f"this model has no symbol for speaker {speaker}.", self._known_speakers())
         return np.array(self._tokenizer.encode(f"[{speaker}]{text.strip()}").ids, np.int64)
 
     def unknown_characters(self, text: str) -> str:
-        """The characters of `text` that the model cannot read, each once; empty where it reads all."""
+        """The characters of `text` that the model cannot read or that are dropped, each once; empty where it reads all."""
         unknown = self._unknown_id()
-        if unknown is None:
-            return ""
-        return "".join(c for c in dict.fromkeys(text) if unknown in self._tokenizer.encode(c).ids)
+        nothing = [self._tokenizer.encode(blank).ids for blank in ("", " ")]
+
+        def is_read(character: str) -> bool:
+            ids = self._tokenizer.encode(character).ids
+            return ids not in nothing and unknown not in ids
+
+        return "".join(c for c in dict.fromkeys(text) if not c.isspace() and not is_read(c))
 
     def _unknown_id(self) -> int | None:
         return next(

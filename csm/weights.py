@@ -79,9 +79,9 @@ def weight_files(folder: Path) -> dict[str, Path]:
     if index.is_file():
         try:
             named = json.loads(index.read_text())["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CsmError(f"{index} is not a weight index ({error}).") from None
-        return {name: folder / Path(file).name for name, file in named.items()}
+            return {name: folder / Path(file).name for name, file in named.items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise CsmError(f"{index} is not a weight index: it has no weight_map of file names.") from None
     pickles = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
     hint = f"{pickles[0]} is a pickle, which can run code when read: convert it." if pickles else None
     raise CsmError(f"{folder} holds no model.safetensors.", hint)

@@ -35,24 +35,23 @@ def warn(text: str) -> None:
 class Group(click.Group):
     """A click group whose commands end in one sentence and the right exit code, whatever they raise."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            _fail("interrupted.", None)
-            sys.exit(130)
-
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        kwargs.setdefault("standalone_mode", True)
         try:
-            return super().main(*args, **kwargs)
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
         except CsmError as error:
             _fail(error.message, error.hint)
-            sys.exit(error.exit_code)
+            code = error.exit_code
+        except click.ClickException as error:
+            error.show()
+            code = error.exit_code
+        except click.Abort:
+            _fail("interrupted.", None)
+            code = 130
         except OSError as error:
-            message, hint = _explain(error)
-            _fail(message, hint)
-            sys.exit(1)
+            if error.errno != errno.EPIPE:  # whoever reads our answer may stop reading, as `head` does
+                _fail(*_explain(error))
+            code = 1
+        sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, hint: str | None) -> None:

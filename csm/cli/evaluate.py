@@ -58,8 +58,8 @@ def run(target: Path, reference: Path, json_path: str | None, markdown_path: str
     if not target.is_dir():
         raise CsmError(f"{target} is neither a run nor a folder of sound files.")
     folder = RunFolder(target)
-    if flags["set_best"] and not folder.exists:
-        raise CsmError(f"{target} is no run, so it has no `best` to set.")
+    if not folder.exists:
+        _refuse_idle(target, flags)
     recordings = Reference.from_folder(reference)
     for name, reason in recordings.skipped.items():
         warn(f"the reference's {name} was skipped: {reason}")
@@ -73,6 +73,15 @@ def run(target: Path, reference: Path, json_path: str | None, markdown_path: str
     if "-" not in (json_path, markdown_path):
         answer(terminal_table(scores))
         answer(scores.best_reason)
+
+
+def _refuse_idle(target: Path, flags: dict[str, Any]) -> None:
+    """A folder of sounds has no `best`, and nothing is spoken."""
+    if flags["set_best"]:
+        raise CsmError(f"{target} is no run, so it has no `best` to set.")
+    idle = [f"--{name}" for name in ("texts", "speaker") if flags[name] is not None]
+    if idle:
+        raise CsmError(f"{target} is no run, so nothing is spoken and {' and '.join(idle)} would do nothing.")
 
 
 def _write(scores: Scores, target: Path, json_path: str | None, markdown_path: str | None) -> None:

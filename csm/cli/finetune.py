@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from csm.cli.console import Group, answer, say, warn
-from csm.cli.options import PATH, RECIPE_FLAGS, adapts, reads_data, runs_model, shapes_recipe
+from csm.cli.options import ADAPTER_FLAGS, PATH, RECIPE_FLAGS, adapts, reads_data, runs_model, shapes_recipe
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,6 +42,8 @@ def _preset_command(preset: str, summary: str) -> None:
 def _finetune(preset: str, flags: dict[str, Any]) -> None:
     if flags["resume"] and flags["fresh"]:
         raise click.UsageError("--resume and --fresh exclude each other.")
+    if preset == "style-tune" and not flags["style_name"].strip():
+        raise click.UsageError("--style-name is empty.")
     from csm.data.manifest import read_data
     from csm.training.finetuner import CSMFineTuner
 
@@ -62,7 +64,7 @@ def _layers(recipe_file: Path | None, flags: dict[str, Any]) -> list[tuple[str, 
     from csm.recipe import read_recipe
 
     file_layer = [(str(recipe_file), read_recipe(recipe_file))] if recipe_file else []
-    return [*file_layer, ("flag", {key: flags.get(key) for key in RECIPE_FLAGS})]
+    return [*file_layer, ("flag", {key: flags.get(key) for key in RECIPE_FLAGS + ADAPTER_FLAGS})]
 
 
 def _train(tuner: Any, rows: Any, faults: Any, flags: dict[str, Any]) -> None:
@@ -75,6 +77,8 @@ def _train(tuner: Any, rows: Any, faults: Any, flags: dict[str, Any]) -> None:
     if data.faults:
         warn(f"skipped:\n{render(data.faults)}")
     say(f"data: {summary(data)}")
+    if unread := tuner.unread_characters(data):
+        warn(f"this model cannot read {' '.join(unread)!r} in the transcripts; write numbers as words.")
 
     def report(step: int, steps: int, values: dict[str, float]) -> None:
         validation = values.get("validation_loss")

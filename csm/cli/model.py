@@ -56,6 +56,8 @@ def _describe(folder: Any) -> dict[str, Any]:
         "text_vocabulary": config.text_vocab_size,
         "rows": config.backbone.max_position_embeddings,
         "codec": config.codec.get("model_type"),
+        "codec_tensors": len(folder.codec_names),
+        "tokenizer": "present" if (folder.path / "tokenizer.json").is_file() else "missing",
         "megabytes": round(sum(f.stat().st_size for f in set(folder.files.values())) / 1e6, 1),
         "recommended": dict(folder.recommended),
         "hash": folder.hash,

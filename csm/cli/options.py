@@ -98,5 +98,7 @@ RECIPE_FLAGS = (
     "learning_rate", "epochs", "max_steps", "batch_size", "accumulate", "freeze_backbone", "freeze_decoder",
     "freeze_embeddings", "semantic_weight", "acoustic_weight", "decoder_fraction", "context_turns", "weight_decay",
     "max_grad_norm", "val_split", "save_every", "seed", "style_name",
+)  # fmt: skip
+ADAPTER_FLAGS = (
     "method", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_layers", "lora_dora", "lora_rslora",
 )  # fmt: skip

@@ -128,16 +128,17 @@ def sample(
 
 def _of_run(path: Path) -> dict[str, Any]:
     """What a run says of its voice: lineage, and the scores of its best checkpoint where `csm evaluate` left them."""
-    from csm.model_folder import read_json
+    from csm.model_folder import pointed_to, read_json
     from csm.training.run_folder import RunFolder
+    from evaluation.score import Scores
 
     run = RunFolder(path.expanduser())
     if not run.exists:
         return {}
     scores_path = run.path / "report" / "scores.json"
-    systems = read_json(scores_path)["systems"] if scores_path.is_file() else []
-    best = (run.path / "best").read_text().strip() if (run.path / "best").is_file() else None
-    scores: dict[str, Any] = next((system["summary"] for system in systems if system["name"] == best), {})
+    systems = Scores.from_json(read_json(scores_path)).systems if scores_path.is_file() else []
+    best = pointed_to(run.path, "best")
+    scores: dict[str, Any] = next((s.summary for s in systems if best and s.name == best.name), {})
     return {"lineage": run.lineage(), "scores": scores}
 
 

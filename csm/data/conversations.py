@@ -208,7 +208,9 @@ def _speaker(place: _Place, turn: dict[str, Any], default: int | None) -> int:
         values = f"speaker {named['speaker']} and speaker_id {named['speaker_id']}"
         raise place.error(f"names two speakers, {values}", "Keep one of the two.")
     if not named and default is None:
-        raise place.error("names no speaker", 'Add "speaker", or say with --speaker-id who speaks.')
+        raise place.error(
+            "names no speaker", 'Add "speaker" to every turn; for training, --speaker-id says it for all.'
+        )
     return next(iter(named.values()), default)  # type: ignore[return-value]
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from csm.adapter import AdapterPlan
@@ -75,20 +76,24 @@ def write_unchanged(folder: ModelFolder, trained: set[str], out: Path) -> None:
     beside = out.with_name(f".{out.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    names = [name for name in parameter_shapes(folder.config) if name not in trained] + folder.codec_names
-    tensors = read_tensors(folder, names)
-    if set(tensors) - set(names):
-        raise CsmError(
-            f"{folder.path} is an adapter with biases (lora_bias), and a model folder has no place for them.",
-            "Train another adapter on it, with --method lora, or one without lora_bias.",
-        )
-    save_tensors(tensors, beside / UNCHANGED)
-    for name in ("config.json", *BESIDE_WEIGHTS):
-        if (folder.home / name).is_file():
-            shutil.copyfile(folder.home / name, beside / name)
-    files = dict.fromkeys(sorted(trained), TRAINED) | dict.fromkeys(names, UNCHANGED)
-    (beside / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}, indent=1))
-    os.rename(beside, out)
+    try:
+        names = [name for name in parameter_shapes(folder.config) if name not in trained] + folder.codec_names
+        tensors = read_tensors(folder, names)
+        if set(tensors) - set(names):
+            raise CsmError(
+                f"{folder.path} is an adapter with biases (lora_bias), and a model folder has no place for them.",
+                "Train another adapter on it, with --method lora, or one without lora_bias.",
+            )
+        save_tensors(tensors, beside / UNCHANGED)
+        for name in ("config.json", *BESIDE_WEIGHTS):
+            if (folder.home / name).is_file():
+                shutil.copyfile(folder.home / name, beside / name)
+        files = dict.fromkeys(sorted(trained), TRAINED) | dict.fromkeys(names, UNCHANGED)
+        (beside / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}, indent=1))
+        os.rename(beside, out)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
 
 
 def write_checkpoint(model: Csm, trained: set[str], unchanged: Path, out: Path) -> None:
@@ -112,7 +117,13 @@ def write_adapter(model: Csm, plan: AdapterPlan, unchanged: Path, out: Path) -> 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Write a safetensors file that others may read; the library alone would make it private."""
-    save_file(tensors, path, metadata={"format": "pt"})
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
     os.chmod(path, 0o644)
 
 

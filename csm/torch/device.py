@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
 
 from csm.errors import CsmError
-from csm.threads import available_threads, threads_to_speak
+from csm.threads import useful_threads
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -42,7 +43,7 @@ def choose(device: str, dtype: str, threads: int | None, training: bool, paramet
     if threads:
         count, threads_why = threads, "asked for"
     else:
-        count, threads_why = available_threads() if training else threads_to_speak(parameters)
+        count, threads_why = useful_threads(parameters, training)
     torch.set_num_threads(count)
     on_cpu = f", {count} thread{'s' * (count > 1)} ({threads_why})" if picked.type == "cpu" else ""
     return Choice(picked, kind, f"torch on {picked} ({why}), {str(kind).removeprefix('torch.')}{on_cpu}")
@@ -53,10 +54,9 @@ def _device(name: str) -> tuple[torch.device, str]:
     if name == "auto":
         best = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
         return torch.device(best), "found" if best != "cpu" else "no GPU found"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise CsmError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N, mps.") from None
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
+        raise CsmError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N, mps.")
+    device = torch.device(name)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise CsmError(f"device {name} is not there.", "This torch sees no such GPU; --device cpu works everywhere.")
     if device.type == "mps" and not has_mps:

@@ -1,5 +1,5 @@
-"""One frame at a time, made for a batch of one: caches allocated once, q/k/v and gate/up in one matmul each, rotary tables
-and heads prepared at load, no mask after the prompt, random numbers drawn once a frame.
+"""One frame at a time, made for a batch of one: caches allocated once, q/k/v and gate/up in one matmul each, norms folded
+into the matrices after them, every view of a position prepared before its layers run, random numbers drawn once a frame.
 
 Codes equal transformers' greedy ones but where the two best logits are closer than fused matmuls round (about 1e-6).
 Letters in shapes: L new rows, W width, H query heads, G key heads, D head width, K codebooks, V audio vocabulary.
@@ -7,121 +7,147 @@ Letters in shapes: L new rows, W width, H query heads, G key heads, D head width
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from csm.backend import Sampling
 from csm.config import Stack
 from csm.frames import END_CODE, Frames
 from csm.torch.model import Csm, Layer, Linear, Transformer, rope_tables
 
-Matmul = Callable[[Tensor], Tensor]
-Pick = Callable[[Tensor, int], Tensor]
 
+def fused(*weights: Tensor, norm: Tensor | None = None) -> Tensor:
+    """One matrix (in, sum of outs) for several (out, in) over the same rows, the norm's weight before them folded in.
 
-def fused(*linears: Linear) -> Matmul:
-    """One matmul for several linears over the same rows, biases included where an adapter left any."""
-    weights = [linear.weight for linear in linears]
-    plain = fused_weights(*weights)
-    if all(linear.bias is None for linear in linears):
-        return plain
-    nothing = [weight.new_zeros(len(weight)) for weight in weights]
-    biases = [z if linear.bias is None else linear.bias for linear, z in zip(linears, nothing, strict=True)]
-    bias = torch.cat(biases).detach()
-    return lambda rows: plain(rows).add_(bias)
-
-
-def fused_weights(*weights: Tensor) -> Matmul:
-    """One matmul for several matrices over the same rows: (L, in) -> (L, sum of outs).
-
-    A wide fp32 matrix is kept input-major on CPU: one row passes it a quarter faster (measured, docs/performance.md).
+    fp32 on CPU is laid out input-major: one row passes a wide matrix a quarter faster (measured, docs/performance.md).
     """
     weight = torch.cat([w.detach() for w in weights]) if len(weights) > 1 else weights[0].detach()
-    if weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.shape[0] > weight.shape[1]:
-        weight = weight.t().contiguous().t()
-    return lambda rows: F.linear(rows, weight)
+    if norm is not None:
+        weight = (weight.float() * norm.detach().float()).to(weight.dtype)
+    input_major = weight.device.type == "cpu" and weight.dtype == torch.float32
+    return weight.t().contiguous() if input_major else weight.t()
 
 
-def spoken_rows(head: Linear, spoken: int) -> Linear:
-    """The head of the first `spoken` codes alone."""
-    part = Linear(0, 0)
-    part.weight = nn.Parameter(head.weight.detach()[:spoken], requires_grad=False)
-    if head.bias is not None:
-        part.bias = nn.Parameter(head.bias.detach()[:spoken], requires_grad=False)
-    return part
+class Fused:
+    """Several linears over the same rows as one matrix; a bias where an adapter left one (`csm.torch.lora`).
+
+    `first` scales the first of them.
+    """
+
+    def __init__(self, *linears: Linear, norm: Tensor | None = None, first: float = 1.0):
+        scales = [first, *[1.0] * (len(linears) - 1)]
+        weights = [linears[0].weight * first if first != 1 else linears[0].weight, *(each.weight for each in linears[1:])]
+        self.matrix = fused(*weights, norm=norm)
+            *(each.weight if s == 1 else each.weight * s for each, s in zip(linears, scales, strict=False)), norm=norm
+        )
+        self.bias: Tensor | None = None
+        if any(each.bias is not None for each in linears):
+            zeros = [each.weight.new_zeros(len(each.weight)) for each in linears]
+            found = [z if each.bias is None else each.bias for each, z in zip(linears, zeros, strict=True)]
+            self.bias = torch.cat([bias.detach() * s for bias, s in zip(found, scales, strict=True)])
+
+    def __call__(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """(L, in) -> (L, sum of outs)."""
+        if self.bias is None:
+            return torch.mm(rows, self.matrix, out=out)
+        return torch.addmm(self.bias, rows, self.matrix, out=out)
+
+    def add_to(self, sums: Tensor, rows: Tensor) -> None:
+        """Add what it makes of `rows` to `sums`."""
+        sums.addmm_(rows, self.matrix)
+        if self.bias is not None:
+            sums.add_(self.bias)
 
 
 class FusedLayer:
-    """The weights of one layer, ready for few rows."""
+    """The weights of one layer, ready for few rows. Scores are scaled by way of the queries' weights."""
 
     def __init__(self, layer: Layer):
         attention, mlp = layer.self_attn, layer.mlp
-        self.qkv = fused(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out = fused(attention.o_proj)
-        self.gate_up = fused(mlp.gate_proj, mlp.up_proj)
-        self.down = fused(mlp.down_proj)
-        self.norm_in = layer.input_layernorm.weight.detach()
-        self.norm_mid = layer.post_attention_layernorm.weight.detach()
+        linears, scale = (attention.q_proj, attention.k_proj, attention.v_proj), attention.head_dim**-0.5
+        self.qkv = Fused(*linears, norm=layer.input_layernorm.weight, first=scale)
+        self.out = Fused(attention.o_proj)
+        self.gate_up = Fused(mlp.gate_proj, mlp.up_proj, norm=layer.post_attention_layernorm.weight)
+        self.down = Fused(mlp.down_proj)
 
 
 class CachedStack:
     """A Llama stack that remembers keys and values. Every cache row is written before it is read."""
 
     def __init__(self, transformer: Transformer, length: int):
-        stack: Stack = transformer.stack
-        norm = transformer.norm.weight.detach()
+        self.stack: Stack = transformer.stack
+        self.norm = transformer.norm.weight.detach()
         self.layers = [FusedLayer(layer) for layer in transformer.layers]  # type: ignore[arg-type]
-        self.norm, self.eps, self.length = norm, stack.rms_norm_eps, length
-        self.heads, self.groups, self.head_dim = stack.num_attention_heads, stack.num_key_value_heads, stack.head_dim
-        self.width = stack.hidden_size
-        self.cos, self.sin = rope_tables(stack, length, norm.device, norm.dtype)
-        shape = (len(self.layers), 2, self.groups, length, self.head_dim)
-        self.cache = torch.empty(shape, dtype=norm.dtype, device=norm.device)
+        self.eps = torch.tensor(self.stack.rms_norm_eps, device=self.norm.device)
+        self.cos, self.sin = rope_tables(self.stack, length, self.norm.device, self.norm.dtype)
+        shape = (len(self.layers), 2, self.stack.num_key_value_heads, length, self.stack.head_dim)
+        self.cache = self.norm.new_empty(shape)
 
-    def append(self, rows: Tensor, start: int) -> Tensor:
-        """Run `rows` (L, W) at positions start..start+L-1; the last one's output (1, W)."""
-        new = rows.shape[0]
-        end = start + new
-        cos, sin = self.cos[start:end], self.sin[start:end]
-        slots = self.cache[..., start:end, :].unbind(0)
-        past = self.cache[:, :, :, :end].unbind(0)
-        mask = self._causal(new, start) if new > 1 else None
-        x = rows
-        for i, layer in enumerate(self.layers):
-            qkv = layer.qkv(self._normed(x, layer.norm_in)).view(new, -1, self.head_dim)
-            rotated = qkv[:, : self.heads + self.groups]
-            turned = rotated.roll(self.head_dim // 2, -1)
-            rotated.mul_(cos).addcmul_(turned, sin)
-            slots[i].copy_(qkv[:, self.heads :].unflatten(1, (2, self.groups)).permute(1, 2, 0, 3))
-            mixed = F.scaled_dot_product_attention(self._grouped(qkv[:, : self.heads]), past[i][0], past[i][1], mask)
-            x = x + layer.out(self._ungrouped(mixed, new))
-            gate, up = layer.gate_up(self._normed(x, layer.norm_mid)).chunk(2, -1)
-            x = x + layer.down(F.silu(gate).mul_(up))
-        return self._normed(x[-1:], self.norm)
+    def append(self, rows: Tensor, span: Span) -> Tensor:
+        """Run `rows` (L, W) at the span's positions; the last one's output (1, W)."""
+        x = rows.clone()
+        for layer, memory in zip(self.layers, span.memories, strict=True):
+            layer.qkv(self._normed(x), span.qkv)
+            torch.bmm(span.unturned, span.turn, out=span.turned)
+            memory.new_keys.copy_(span.keys)
+            memory.new_values.copy_(span.values)
+            mixed = F.scaled_dot_product_attention(
+                span.queries, memory.keys, memory.values, span.mask, scale=1.0, enable_gqa=True
+            )
+            layer.out.add_to(x, span.rows_of(mixed))
+            layer.gate_up(self._normed(x), span.gate_up)
+            layer.down.add_to(x, F.silu(span.gate).mul_(span.up))
+        return self._normed(x[-1:]).mul_(self.norm)
 
-    def _normed(self, rows: Tensor, weight: Tensor) -> Tensor:
-        return torch.rms_norm(rows, (self.width,), weight, self.eps)
+    def _normed(self, rows: Tensor) -> Tensor:
+        """RMSNorm without its weight."""
+        length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = torch.addcmul(self.eps, length, length, value=1 / rows.shape[-1]).rsqrt_()
+        return (rows * scale).to(rows.dtype)
 
-    def _grouped(self, query: Tensor) -> Tensor:
-        """(L, H, D) -> (G, H/G * L, D): query heads that share a key head become rows, so no key is repeated."""
-        if query.shape[0] == 1:
-            return query.view(self.groups, -1, self.head_dim)
-        return query.unflatten(1, (self.groups, -1)).permute(1, 2, 0, 3).flatten(1, 2)
 
-    def _ungrouped(self, mixed: Tensor, new: int) -> Tensor:
-        """(G, H/G * L, D) -> (L, H * D)."""
-        if new == 1:
-            return mixed.reshape(1, -1)
-        return mixed.unflatten(1, (-1, new)).permute(2, 0, 1, 3).reshape(new, -1)
+class Memory:
+    """Views of one layer's cache (2, G, length, D) for rows start..end-1: where they write, and what they look at."""
 
-    def _causal(self, new: int, start: int) -> Tensor:
-        """(H/G * L, start + L) bool, in the row order of `_grouped`."""
-        allowed = torch.ones(new, start + new, dtype=torch.bool, device=self.norm.device).tril(start)
-        return allowed.repeat(self.heads // self.groups, 1)
+    def __init__(self, cache: Tensor, start: int, end: int):
+        self.new_keys, self.new_values = cache[:, :, start:end]
+        self.keys, self.values = cache[:, None, :, :end]
+
+
+class Span:
+    """Positions start..end-1 of a stack: buffers and views for L rows, made once and not for every layer."""
+
+    def __init__(self, stack: CachedStack, start: int, end: int):
+        shape, new = stack.stack, end - start
+        heads, groups, width = shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim
+        self.memories = [Memory(cache, start, end) for cache in stack.cache]
+        self.qkv = stack.norm.new_empty(new, (heads + 2 * groups) * width)
+        split = self.qkv.view(new, -1, width)
+        self.unturned, self.values = split[:, : heads + groups], split[:, heads + groups :].transpose(0, 1)
+        self.turn = rotations(stack.cos[start:end, 0], stack.sin[start:end, 0])
+        self.turned = stack.norm.new_empty(new, heads + groups, width)
+        self.keys = self.turned[:, heads:].transpose(0, 1)
+        self.gate_up = stack.norm.new_empty(new, 2 * shape.intermediate_size)
+        self.gate, self.up = self.gate_up.chunk(2, -1)
+        self.one = new == 1
+        if self.one:  # query heads that share a key head become rows, so no key is repeated
+            self.queries, self.mask = self.turned[:, :heads].view(1, groups, -1, width), None
+        else:
+            self.queries = self.turned[:, :heads].transpose(0, 1)[None]
+            self.mask = torch.ones(new, end, dtype=torch.bool, device=self.qkv.device).tril(start)
+
+    def rows_of(self, mixed: Tensor) -> Tensor:
+        """What attention gave, as rows (L, H * D)."""
+        return mixed.view(1, -1) if self.one else mixed[0].transpose(0, 1).flatten(1)
+
+
+def rotations(cos: Tensor, sin: Tensor) -> Tensor:
+    """cos and signed sin (L, D) -> matrices (L, D, D) that turn heads by their position: one product for three passes."""
+    return torch.diag_embed(cos) + torch.diag_embed(sin).roll(cos.shape[-1] // 2, -2)
 
 
 class TorchFrameGenerator:
@@ -131,15 +157,17 @@ class TorchFrameGenerator:
         model: on the device and in the dtype it shall run in.
     """
 
+    @torch.inference_mode()
     def __init__(self, model: Csm):
         config, depth = model.config, model.depth_decoder
         self.codebooks, self.capacity = config.num_codebooks, config.backbone.max_position_embeddings
         self.backbone = CachedStack(model.backbone_model, self.capacity)
         self.depth = CachedStack(depth.model, self.codebooks)
-        self.project = fused(depth.model.inputs_embeds_projector)
-        spoken = config.spoken_codes
-        self.first_head = fused(spoken_rows(model.lm_head, spoken))
-        self.heads = [fused_weights(head.t()[:spoken]) for head in depth.codebooks_head.weight.detach().unbind(0)]
+        self.spans = [Span(self.depth, 0 if i == 1 else i, i + 1) for i in range(1, self.codebooks)]
+        self.project = Fused(depth.model.inputs_embeds_projector)
+        spoken, heads = config.spoken_codes, depth.codebooks_head.weight.detach()
+        self.first_bias = None if model.lm_head.bias is None else model.lm_head.bias.detach()[:spoken]
+        self.heads = [fused(model.lm_head.weight[:spoken]), *heads[:, :, :spoken].unbind(0)]
         self.audio_table, self.text_table = model.audio_table.detach(), model.embed_text_tokens.weight.detach()
         self.table_of = self.audio_table.split(config.vocab_size)
         self.offsets = model.offsets()
@@ -151,8 +179,9 @@ class TorchFrameGenerator:
         picker = Picker(sampling, self.codebooks, self.audio_table.device)
         rows, start = self.embed(prompt), 0
         for _ in range(limit):
-            state = self.backbone.append(rows, start)
-            start += rows.shape[0]
+            end = start + rows.shape[0]
+            state = self.backbone.append(rows, Span(self.backbone, start, end))
+            start = end
             codes = self._frame(state, picker)
             values = codes.cpu().numpy()
             if (values[:-1] == END_CODE).all():
@@ -173,15 +202,13 @@ class TorchFrameGenerator:
     def _frame(self, state: Tensor, picker: Picker) -> Tensor:
         """All K codes of one frame from the backbone's state (1, W): K - 1 depth steps, the first over two rows."""
         picker.new_frame()
-        code = picker(self.first_head(state), 0)
-        codes = [code]
-        rows, start = torch.cat([state, F.embedding(code, self.table_of[0])]), 0
-        for i in range(1, self.codebooks):
-            out = self.depth.append(self.project(rows), start)
-            start += rows.shape[0]
-            code = picker(self.heads[i - 1](out), i)
-            codes.append(code)
-            rows = F.embedding(code, self.table_of[i])
+        logits = torch.mm(state, self.heads[0])
+        codes = [picker(logits if self.first_bias is None else logits + self.first_bias, 0)]
+        rows = torch.cat([state, F.embedding(codes[0], self.table_of[0])])
+        for i, span in enumerate(self.spans, 1):
+            out = self.depth.append(self.project(rows), span)
+            codes.append(picker(torch.mm(out, self.heads[i]), i))
+            rows = F.embedding(codes[i], self.table_of[i])
         return torch.cat(codes)
 
 

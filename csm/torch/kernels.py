@@ -56,6 +56,32 @@ def _turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return heads.roll(heads.shape[-1] // 2, -1).mul_(sin).addcmul_(heads, cos)
 
 
+class _FeedForward(torch.autograd.Function):
+    """Keeps the two products with gate and up; what is between them and `down` is made again for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        gated, raised = rows @ gate.t(), rows @ up.t()
+        ctx.save_for_backward(rows, gate, up, down, gated, raised)
+        return F.silu(gated).mul_(raised) @ down.t()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, gate, up, down, gated, raised = ctx.saved_tensors
+        wants_rows, wants_gate, wants_up, wants_down = ctx.needs_input_grad
+        active, through = F.silu(gated), grad @ down
+        grad_down = grad.t() @ (active * raised) if wants_down else None
+        active.mul_(through)  # the gradient of raised
+        through.mul_(raised)
+        torch.ops.aten.silu_backward.grad_input(through, gated, grad_input=through)  # the gradient of gated
+        return (
+            (through @ gate).addmm_(active, up) if wants_rows else None,
+            through.t() @ rows if wants_gate else None,
+            active.t() @ rows if wants_up else None,
+            grad_down,
+        )
+
+
 class _SwiGlu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -138,8 +164,18 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return _Rotate.apply(heads, cos, sin)
 
 
+def feed_forward(rows: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """SwiGLU (Shazeer, 2020): (..., width) -> (..., width) through silu(gate rows) * (up rows).
+
+    Args:
+        rows: (..., width).
+        gate, up: (inner, width), of the rows' dtype, as is `down` (width, inner).
+    """
+    return _FeedForward.apply(rows.flatten(0, -2), gate, up, down).view_as(rows)
+
+
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, elementwise."""
+    """silu(gate) * up, elementwise: the middle of `feed_forward`, where its matrices have adapters."""
     return _SwiGlu.apply(gate, up)
 
 

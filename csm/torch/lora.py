@@ -112,6 +112,10 @@ class LoraLinear(Linear):
         bias = self._whole_bias()
         return out if bias is None else out + bias.to(kind)
 
+    @property
+    def is_plain(self) -> bool:
+        return self.kept is not None and self.bias is None
+
     def with_others(self, rows: Tensor, *others: Linear) -> tuple[Tensor, ...]:
         linears = [self, *others]
         if not all(isinstance(linear, LoraLinear) and linear._is_simple for linear in linears):
@@ -129,7 +133,9 @@ class LoraLinear(Linear):
     def heads(self, dtype: torch.dtype) -> Tensor:
         plain = super().heads(dtype)
         return (
-            plain if self.kept is not None or self.lora_magnitude_vector is None else plain * self._stretched().to(dtype)
+            plain
+            if self.kept is not None or self.lora_magnitude_vector is None
+            else plain * self._stretched().to(dtype)
         )
 
     def low_rank(self, rows: Tensor) -> LowRank | None:

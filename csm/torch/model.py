@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csm.config import ModelConfig, Stack
-from csm.torch.kernels import rms_norm, rotate, swiglu
+from csm.torch.kernels import feed_forward, rms_norm, rotate, swiglu
 
-FRAMES_CPU = 32  # frames that pass the depth decoder together, so that what a layer makes stays in the cache
-SHORT_ATTENTION = 512  # rows up to which scores in full beat torch's CPU kernel, whose backward is slow
+FRAMES_CPU = 64  # frames that pass the depth decoder together, so that what a layer makes stays in the cache
 
 
 LowRank = tuple[Tensor, Tensor]  # what heads read a second time (C, N, r), and the heads of that (C, r, V)
@@ -39,6 +38,11 @@ class Linear(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(rows.dtype)
         return F.linear(rows, self.weight.to(rows.dtype), bias)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is its weight and nothing more."""
+        return self.bias is None
 
     def with_others(self, rows: Tensor, *others: Linear) -> tuple[Tensor, ...]:
         """What this one and `others` make of the same rows."""
@@ -96,25 +100,10 @@ class Attention(nn.Module):
             for part in self.q_proj.with_others(rows, self.k_proj, self.v_proj)
         )
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        if length <= SHORT_ATTENTION and rows.device.type == "cpu":
-            mixed = self.attend_short(query, key, value)
-        else:
-            heads_first = [x.transpose(1, 2) for x in (query, key, value)]
-            mixed = F.scaled_dot_product_attention(
-                heads_first[0], heads_first[1], heads_first[2], is_causal=True, enable_gqa=True
-            ).transpose(1, 2)
-        return self.o_proj(mixed.reshape(batch, length, -1))
-
-    def attend_short(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(B, T, heads, D) each -> (B, T, heads, D), the query heads of a group stacked as rows over one key head."""
-        batch, length = query.shape[:2]
-        query = query.unflatten(2, (self.groups, -1)).permute(0, 2, 3, 1, 4)  # (B, G, H/G, T, D)
-        query = query.reshape(batch * self.groups, -1, self.head_dim)
-        key, value = (part.transpose(1, 2).flatten(0, 1) for part in (key, value))  # (B * G, T, D)
-        hidden = query.new_full((length, length), float("-inf")).triu(1).repeat(query.shape[1] // length, 1)
-        scores = torch.baddbmm(hidden, query, key.transpose(1, 2), alpha=self.head_dim**-0.5).softmax(-1)
-        mixed = (scores @ value).view(batch, self.groups, -1, length, self.head_dim)
-        return mixed.permute(0, 3, 1, 2, 4).flatten(2, 3)
+        mixed = F.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), is_causal=True, enable_gqa=True
+        )
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
 
 
 class FeedForward(nn.Module):
@@ -127,6 +116,9 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(stack.intermediate_size, stack.hidden_size)
 
     def forward(self, rows: Tensor) -> Tensor:
+        parts = (self.gate_proj, self.up_proj, self.down_proj)
+        if all(part.is_plain for part in parts):
+            return feed_forward(rows, *(part.weight.to(rows.dtype) for part in parts))
         return self.down_proj(swiglu(*self.gate_proj.with_others(rows, self.up_proj)))
 
 

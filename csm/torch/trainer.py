@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from csm.adapter import plan_adapters
 from csm.data.batches import Batch
 from csm.errors import CsmError
+from csm.model_folder import read_json
 from csm.recipe import Recipe
 from csm.torch.checkpoint import save_tensors, write_adapter, write_checkpoint
 from csm.torch.lora import attach, is_adapter_name
@@ -187,20 +188,24 @@ class TorchTrainer:
         Raises:
             CsmError: the state is another backend's, or of other parameters.
         """
-        backend = json.loads((folder / "backend.json").read_text())["backend"]
+        backend = read_json(folder / "backend.json").get("backend")
         if backend != "torch":
-            raise CsmError(f"{folder} was written by the {backend} backend; momenta do not cross backends.")
+            raise CsmError(f"{folder / 'backend.json'} names the backend {backend!r}; momenta do not cross backends.")
         try:
             tensors = load_file(folder / "optimizer.safetensors")
         except SafetensorError as error:
-            raise CsmError(f"{folder / 'optimizer.safetensors'} is damaged ({error}).") from None
+            raise _damaged(folder, str(error)) from None
         for group in self.optimizer.param_groups:
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 found = {key.split("/")[0]: value for key, value in tensors.items() if key.endswith(f"/{name}")}
-                if set(found) != {"step", "exp_avg", "exp_avg_sq"}:
-                    raise CsmError(f"{folder} holds no momenta of {name}.")
+                shapes = {key: value.shape for key, value in found.items()}
+                if shapes != {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
+                    raise _damaged(folder, f"it holds no momenta that fit {name}")
                 self.optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in found.items()}
-        torch.set_rng_state(tensors["random_state"])
+        try:
+            torch.set_rng_state(tensors["random_state"])
+        except (KeyError, RuntimeError, TypeError):
+            raise _damaged(folder, "it holds no random state") from None
         if self.model.audio_table.is_cuda and "cuda_random_state" in tensors:
             torch.cuda.set_rng_state(tensors["cuda_random_state"], self.model.audio_table.device)
 
@@ -210,6 +215,10 @@ class TorchTrainer:
             write_adapter(self.model, self.plan, unchanged, out)
         else:
             write_checkpoint(self.model, self.trained_names, unchanged, out)
+
+
+def _damaged(folder: Path, why: str) -> CsmError:
+    return CsmError(f"{folder / 'optimizer.safetensors'} is damaged ({why}).", "--fresh begins the run anew.")
 
 
 def one_example(batch: Batch, index: int) -> Batch:

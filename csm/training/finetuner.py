@@ -22,7 +22,7 @@ from csm.data.examples import ExampleSet, make_sources, split
 from csm.data.faults import Fault
 from csm.data.row import Row
 from csm.errors import CsmError
-from csm.model_folder import ModelFolder, open_folder
+from csm.model_folder import ModelFolder, open_folder, pointed_to
 from csm.presets import PRESETS
 from csm.recipe import Resolved, nearest, resolve
 from csm.segment import Conversation, Segment
@@ -121,6 +121,11 @@ class CSMFineTuner:
         cache = CodeCache(self.cache_folder, self.backend.codec(self.base))
         return tokenise(conversations, cache, progress, faults=faults, strict=strict)
 
+    def unread_characters(self, data: Tokenised) -> str:
+        """Characters of the transcripts that the model's tokenizer does not know, each once."""
+        characters = {c for conversation in data.conversations for turn in conversation for c in turn.row.text}
+        return TextTokenizer(self.base.path).unknown_characters("".join(sorted(characters)))
+
     def train(
         self,
         train_dataset: Sequence[Segment | Conversation] | Tokenised,
@@ -156,7 +161,8 @@ class CSMFineTuner:
         parts = self._parts(training, validation, found[0] if found else None)
         start = found[1] if found else Position()
         end = train(parts, start, report or (lambda *_: None))
-        best = self.run.checkpoints / (self.run.path / "best").read_text().strip()
+        best = pointed_to(self.run.path, "best")
+        assert best is not None, "a run that ended has a checkpoint"
         return Outcome(best, start.step, end.step, aside)
 
     def _from_segments(self, data: Sequence[Segment | Conversation]) -> Tokenised:
@@ -209,14 +215,19 @@ class CSMFineTuner:
                 f"{self.run.path} holds another run: {'; '.join(differences)}.",
                 "Give another --output-dir, the same settings and data, or --fresh to move the old run aside.",
             )
-        return self.run.latest()
+        found = self.run.latest()
+        if resume and found is None:
+            raise CsmError(
+                f"the run {self.run.path} has saved no state to resume.", "Leave out --resume to begin it anew."
+            )
+        return found
 
     def _lineage(self, data: Tokenised, training: ExampleSet, validation: ExampleSet) -> dict[str, Any]:
         turns = [turn for conversation in data.conversations for turn in conversation]
         minutes = sum(turn.codes.shape[1] for turn in turns) / data.frame_rate / 60
         return {
             "schema_version": RUN_SCHEMA,
-            "parent": {"path": str(self.base.path), "hash": self.base.hash},
+            "parent": {"path": str(self.base.path.resolve()), "hash": self.base.hash},
             "data": {
                 "fingerprint": data_fingerprint(data.conversations),
                 "clips": len(turns),

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from csm.errors import CsmError
+
 
 class MetricsFile:
     """Append-only lines; `rewind(step)` drops what came after a step."""
@@ -21,15 +23,25 @@ class MetricsFile:
             file.write(json.dumps(rounded, allow_nan=False) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole lines; a last line cut by a kill is dropped."""
+        """All records; a last line that a kill cut short is dropped.
+
+        Raises:
+            CsmError: a whole line is no record.
+        """
         if not self.path.is_file():
             return []
         records = []
-        for line in self.path.read_text().splitlines():
+        for number, line in enumerate(self.path.read_text(errors="replace").splitlines(keepends=True), 1):
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:
-                break
+                record = None
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
+            elif line.endswith("\n"):
+                raise CsmError(
+                    f"{self.path}, line {number} is no record of a step.", "Take the line out, or use --fresh."
+                )
         return records
 
     def rewind(self, step: int) -> None:

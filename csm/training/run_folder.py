@@ -61,7 +61,16 @@ class RunFolder:
         return read_json(self.path / "recipe.json")
 
     def lineage(self) -> dict[str, Any]:
-        return read_json(self.path / "lineage.json")
+        """Where the run comes from.
+
+        Raises:
+            CsmError: the file is missing, broken or of another version.
+        """
+        path = self.path / "lineage.json"
+        values = read_json(path)
+        if values.get("schema_version") != 1 or not {"parent", "data"} <= values.keys():
+            raise CsmError(f"{path} is damaged: it does not say where the run comes from.")
+        return values
 
     def set_aside(self) -> Path:
         """Move the folder to a free name beside itself."""
@@ -113,8 +122,20 @@ class RunFolder:
         for step in reversed(self.steps()):
             folder = self.checkpoint(step)
             if (folder / TRAINER / "position.json").is_file():
-                return folder, Position(**read_json(folder / TRAINER / "position.json"))
+                return folder, _read_position(folder / TRAINER / "position.json")
         return None
+
+
+def _read_position(path: Path) -> Position:
+    values = read_json(path)
+    kinds = {"step": int, "best_loss": float | int | None, "best_step": int}
+    if (
+        values.keys() != kinds.keys()
+        or not all(isinstance(values[key], kind) for key, kind in kinds.items())
+        or (min(values["step"], values["best_step"]) < 0)
+    ):
+        raise CsmError(f"{path} is damaged: it does not say where the run stands.")
+    return Position(**values)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
