@@ -40,10 +40,11 @@ class Fused:
 
     def __init__(self, *linears: Linear, norm: Tensor | None = None, first: float = 1.0):
         scales = [first, *[1.0] * (len(linears) - 1)]
-        weights = [linears[0].weight * first if first != 1 else linears[0].weight, *(each.weight for each in linears[1:])]
+        weights = [
+            linears[0].weight * first if first != 1 else linears[0].weight,
+            *(each.weight for each in linears[1:]),
+        ]
         self.matrix = fused(*weights, norm=norm)
-            *(each.weight if s == 1 else each.weight * s for each, s in zip(linears, scales, strict=False)), norm=norm
-        )
         self.bias: Tensor | None = None
         if any(each.bias is not None for each in linears):
             zeros = [each.weight.new_zeros(len(each.weight)) for each in linears]
