@@ -5,7 +5,8 @@ PYTHON ?= python3
 PIP_TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed
+DEV := $(VENV)/.dev
 
 .PHONY: help demo test slow long lint types check bench voice clean
 
@@ -19,38 +20,43 @@ help:
 	@echo "make voice  make the example voice anew"
 
 # torch goes in first: pip would else choose a build with gigabytes of CUDA where a CPU build is configured
-$(STAMP): pyproject.toml
+$(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet "$(PIP_TORCH)"
+	$(BIN)/pip install --quiet -e .
+	@touch $@
+
+# what tests, lint and the script that made the example voice need besides
+$(DEV): $(INSTALLED)
 	$(BIN)/pip install --quiet -e ".[dev,teacher]"
 	@touch $@
 
-demo: $(STAMP)
+demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP)
+test: $(DEV)
 	$(BIN)/python -m pytest -m "not slow and not long"
 
-slow: $(STAMP)
+slow: $(DEV)
 	$(BIN)/python -m pytest -m "slow and not long"
 
-long: $(STAMP)
+long: $(DEV)
 	$(BIN)/python -m pytest
 
-lint: $(STAMP)
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(STAMP)
+types: $(DEV)
 	$(BIN)/mypy
 
 check: lint types
 
-bench: $(STAMP)
+bench: $(DEV)
 	$(BIN)/python -m benchmarks.peers generate train-full --interleave transformers,python:benchmarks.ours:load
 
-voice: $(STAMP)
+voice: $(DEV)
 	$(BIN)/python examples/make_voice.py
 
 clean:

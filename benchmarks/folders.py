@@ -51,4 +51,4 @@ def write_adapter(model: CsmForConditionalGeneration, path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     adapter = LoraConfig(r=8, lora_alpha=16, target_modules=ADAPTED, init_lora_weights=False)
-    get_peft_model(model, adapter).save_pretrained(path)
+    get_peft_model(model, adapter).save_pretrained(str(path))

@@ -51,7 +51,7 @@ class TransformersPeer:
             do_sample=False,
             depth_decoder_do_sample=False,
         )
-        return codes.numpy()
+        return np.asarray(codes)
 
     def _prepare(self, lora: bool) -> torch.optim.AdamW:
         if lora:

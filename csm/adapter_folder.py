@@ -36,11 +36,15 @@ _UNDERSTOOD = {
 
 @dataclass(frozen=True)
 class BaseName:
-    """What an adapter was trained on: a path (or `csm-tiny`) to find it by, a name to speak of it by, and its hash."""
+    """What an adapter was trained on: a path (or `csm-tiny`) to find it by, a name to speak of it by, and its hash.
+
+    `beside` is the folder that lends config, tokenizer and codec where the base's weights stand alone.
+    """
 
     path: str
     name: str
     hash: str | None
+    beside: str | None = None
 
 
 def is_adapter(path: Path) -> bool:
@@ -53,23 +57,29 @@ def write_base(base: BaseName, folder: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     values = {"schema_version": SCHEMA, "name": base.name, "path": base.path, "hash": base.hash}
+    values |= {"beside": base.beside} if base.beside else {}
     beside = folder / f".{BASE}.part"
     beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(beside, folder / BASE)
 
 
-def read_base(folder: Path) -> BaseName:
+def read_base(folder: Path, named: str | None = None) -> BaseName:
     """The base of an adapter: from base.json, or, in a folder of PEFT's own, from `base_model_name_or_path`.
+
+    Args:
+        named: where the base is, whatever the files say; base.json's hash holds all the same.
 
     Raises:
         CsmError: neither says.
     """
     if (folder / BASE).is_file():
         values = _read(folder / BASE)
-        if values.get("schema_version") != SCHEMA or not isinstance(values.get("path"), str):
+        path = named or values.get("path")
+        if values.get("schema_version", SCHEMA) != SCHEMA or not isinstance(path, str):
             raise CsmError(f"{folder / BASE} is not one that this program reads.")
-        return BaseName(values["path"], str(values.get("name", values["path"])), values.get("hash"))
-    path = _read(folder / CONFIG).get("base_model_name_or_path")
+        beside = None if named else values.get("beside")
+        return BaseName(path, str(values.get("name", path)), values.get("hash"), beside)
+    path = named or _read(folder / CONFIG).get("base_model_name_or_path")
     if not path:
         raise CsmError(
             f"{folder} is an adapter, and nothing in it says of which model.",

@@ -7,6 +7,7 @@ the only backend so far; its modules are imported here, when they are asked for,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -47,6 +48,8 @@ class Trainer(Protocol):
     @property
     def trained_names(self) -> set[str]: ...
 
+    def is_finite(self) -> bool: ...
+
     def step(self, batches: Sequence[Batch], learning_rate: float) -> dict[str, float]: ...
 
     def score(self, batch: Batch) -> dict[str, np.ndarray]: ...
@@ -56,6 +59,10 @@ class Trainer(Protocol):
     def load(self, folder: Path) -> None: ...
 
     def save_model(self, unchanged: Path, out: Path) -> None: ...
+
+    def peak_memory(self) -> int: ...
+
+    def undisturbed(self) -> AbstractContextManager[None]: ...
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,14 @@ class ModelConfig:
         """How many codes the codec knows; the audio vocabulary's last few may be ids that are never sound."""
         return min(self.vocab_size, int(self.codec.get("codebook_size", self.vocab_size)))
 
+    def code_problem(self, codes: np.ndarray) -> str | None:
+        """What keeps integers from being this model's codes `(K, T)`, to be read after a name; None if nothing does."""
+        if codes.ndim != 2 or len(codes) != self.num_codebooks or codes.shape[1] == 0:
+            return f"has codes of shape {codes.shape}; this model's are ({self.num_codebooks}, T)"
+        if codes.min() < 0 or codes.max() >= self.spoken_codes:
+            return f"has codes from {codes.min()} to {codes.max()}; this model's go from 0 to {self.spoken_codes - 1}"
+        return None
+
     @classmethod
     def from_dict(cls, config: Mapping[str, Any], source: str) -> ModelConfig:
         """Read transformers' CSM config, as versions 4 and 5 write it.

@@ -69,7 +69,7 @@ class Generator:
 
     def __init__(self, folder: ModelFolder, backend: Backend):
         self.folder, self.backend = folder, backend
-        self.tokenizer = TextTokenizer(folder.home)
+        self.tokenizer = TextTokenizer(folder.beside)
         self.model = backend.frame_generator(folder)
         self.codec = backend.codec(folder)
 
@@ -104,20 +104,23 @@ class Generator:
         """
         seed = secrets.randbelow(2**31) if seed is None else seed
         sampling = replace(self.sampling(temperature, top_k), seed=seed)
-        prompt = self.prompt(text, speaker, context)
+        return self._speak(text, self.prompt(text, speaker, context), sampling, max_audio_length_ms)
+
+    def _speak(self, text: str, prompt: Frames, sampling: Sampling, max_ms: float | None) -> Speech:
         unread = self.tokenizer.unknown_characters(text)
         if text.strip() and not set(text) - set(unread) - set(string.whitespace + string.punctuation):
             raise CsmError(f"this model can read nothing of the text {text!r}.", "Write numbers as words.")
-        limit = self._frame_limit(text, max_audio_length_ms, len(prompt))
+        limit = self._frame_limit(text, max_ms, len(prompt))
         frames = list(self.model.frames(prompt, sampling, limit))
         if not frames:
             raise NothingSpokenError(
-                f"the model ended before it said anything (seed {seed}).", "Try another --seed, or a longer text."
+                f"the model ended before it said anything (seed {sampling.seed}).",
+                "Try another --seed, or a longer text.",
             )
         codes = np.stack(frames, axis=1)
         stop = "length" if len(frames) == limit else "end"
         wave = self.codec.decode(codes)
-        return Speech(wave, self.sample_rate, codes, stop, seed, unread)
+        return Speech(wave, self.sample_rate, codes, stop, sampling.seed, unread)
 
     def generate(
         self,
@@ -131,11 +134,10 @@ class Generator:
         """Sesame's call: the sound as a 1-D float32 tensor at `sample_rate`. Raises as `speak`."""
         import torch
 
-        room = self.model.capacity - len(self.prompt(text, speaker, context))
-        longest = min(max_audio_length_ms, room * self._frame_ms)
-        speech = self.speak(
-            text, speaker, context=context, temperature=temperature, top_k=topk, max_audio_length_ms=longest
-        )
+        prompt = self.prompt(text, speaker, context)
+        most = (self.model.capacity - len(prompt)) * self._frame_ms
+        sampling = replace(self.sampling(temperature, topk), seed=secrets.randbelow(2**31))
+        speech = self._speak(text, prompt, sampling, min(max_audio_length_ms, max(most, self._frame_ms)))
         return torch.from_numpy(speech.wave)
 
     def sampling(self, temperature: float | None = None, top_k: int | None = None) -> Sampling:
@@ -147,8 +149,8 @@ class Generator:
         own = self.folder.sampling
         temperature = float(own.get("temperature", 0.9)) if temperature is None else temperature
         top_k = int(own.get("top_k", 50)) if top_k is None else top_k
-        if not 0 <= temperature < 100 or top_k < 0:
-            raise CsmError(f"temperature {temperature:g} and top-k {top_k} cannot be: neither goes below 0.")
+        if not 0 <= temperature <= 100 or top_k < 0:
+            raise CsmError(f"temperature {temperature:g} or top-k {top_k} cannot be: from 0 to 100, and from 0 on.")
         return Sampling(temperature, 0 if top_k >= self.folder.config.spoken_codes else top_k)
 
     def prompt(self, text: str, speaker: int, context: Sequence[Segment] = ()) -> Frames:
@@ -191,10 +193,8 @@ class Generator:
             return self.codec.encode(normalise_loudness(wave, self.sample_rate))  # as training clips are
         array = np.asarray(audio.detach().cpu() if hasattr(audio, "detach") else audio)
         if array.ndim == 2 and np.issubdtype(array.dtype, np.integer):
-            if len(array) != self.folder.config.num_codebooks:
-                raise CsmError(
-                    f"codes of {len(array)} codebooks were given to a model of {self.folder.config.num_codebooks}."
-                )
+            if problem := self.folder.config.code_problem(array):
+                raise CsmError(f"a segment {problem}.")
             return array.astype(np.int64)
         if array.ndim != 1 or len(array) == 0:
             raise CsmError(f"a segment's audio has shape {array.shape}; it is (samples,) or integer codes (K, T).")
@@ -202,14 +202,19 @@ class Generator:
 
 
 def load_generator(
-    model: str | Path, device: str = "auto", dtype: str = "auto", threads: int | None = None
+    model: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    base: str | Path | None = None,
 ) -> Generator:
-    """A generator of a model folder, a run (its best checkpoint) or `csm-tiny`.
+    """A generator of a model folder, a run (its best checkpoint), `csm-tiny`, or a weights file with what it needs
+    beside it or in the model folder `base`.
 
     Raises:
         CsmError: the folder is missing, broken or does not fit its config; the device is not there.
     """
-    folder = open_folder(model)
+    folder = open_folder(model, base)
     return Generator(folder, choose_backend(folder, device, dtype, threads))
 
 

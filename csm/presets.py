@@ -1,12 +1,45 @@
 """The presets: what each staged fine-tune is, as recipes to be compared on one screen.
 
-Numbers are those of the CSM fine-tuning architecture document (stages voice, style, domain, conversation); where it gives
-a range of epochs the middle is taken. Rates of groups: 0.1 / 1 / 0.5 for a voice, balanced for style and conversation.
+Numbers are those of the CSM fine-tuning architecture document (stages voice, style, domain, conversation). Where it gives a
+range of epochs, the minutes of the data say where in it a run lies; the recipe's own number holds until they are known.
+Rates of groups: 0.1 / 1 / 0.5 for a voice, balanced for style and conversation.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from csm.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class EpochRange:
+    """From `fewest` to `most` epochs, so that about `minutes_heard` minutes of speech are heard in all.
+
+    The documents ask for 5-10 minutes and 5-10 epochs (voice), 3-5 and 3-5 (style), 20 and more and 5-8 (domain). The
+    least data with the most epochs and the most data with the fewest come to the same: 50, 15 and 160 minutes.
+    """
+
+    fewest: int
+    most: int
+    minutes_heard: float
+
+    def epochs(self, minutes: float) -> int:
+        """The number of epochs for so many minutes of training data."""
+        wanted = self.minutes_heard / max(minutes, 1e-3)
+        return min(max(round(wanted), self.fewest), self.most)
+
+    def reason(self, minutes: float) -> str:
+        """Where the number comes from, as a recipe shows it."""
+        span = f"{self.fewest}-{self.most} documented, about {self.minutes_heard:g} minutes heard in all"
+        return f"{minutes:.1f} minutes of data ({span})"
+
+
+EPOCHS = {
+    "voice-adapt": EpochRange(5, 10, 50.0),
+    "style-tune": EpochRange(3, 5, 15.0),
+    "domain": EpochRange(5, 8, 160.0),
+}
 
 PRESETS: dict[str, Recipe] = {
     "voice-adapt": Recipe(

@@ -16,15 +16,20 @@ from csm.adapter import LoraSettings
 from csm.errors import CsmError
 
 METHODS = ("full", "lora")
+SELECT_BY = ("validation_loss", "speaker_similarity")
+LOGS = ("tensorboard", "wandb", "trackio")
+CHANGEABLE = ("sample_every", "keep", "gradient_ckpt", "log_to")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that shapes what is learned. Rates of groups are factors of `learning_rate`.
+    """Everything that shapes what is learned, and what is kept of it. Rates of groups are factors of `learning_rate`.
 
     `decoder_fraction` is the share of frames that train the depth decoder in a step; `save_every` 0 means once an epoch;
-    `max_steps` 0 means as many as the epochs take; `max_grad_norm` 0 means no clipping. Keys that begin with `lora_` are
-    for the method lora alone; see `csm.adapter.LoraSettings`.
+    `max_steps` 0 means as many as the epochs take; `max_grad_norm` 0 means no clipping; `early_stop` 0 never stops
+    early; `keep` 0 keeps every checkpoint; `sample_every` 0 speaks no samples. Keys that begin with `lora_` are for the
+    method lora alone; see `csm.adapter.LoraSettings`. The keys of `CHANGEABLE` leave the numbers alone: a run may be gone
+    on with under other values of them.
     """
 
     learning_rate: float = 2e-5
@@ -48,6 +53,18 @@ class Recipe:
     val_split: float = 0.1
     save_every: int = 0
     seed: int = 0
+    terms: tuple[str, ...] = ()
+    term_factor: float = 3.0
+    mask_speaker_ids: tuple[int, ...] = ()
+    only_speaker_ids: tuple[int, ...] = ()
+    context_dropout: float = 0.0
+    early_stop: int = 0
+    select_by: str = "validation_loss"
+    sample_prompts: tuple[str, ...] = ()
+    sample_every: int = 0
+    keep: int = 0
+    gradient_ckpt: bool = False
+    log_to: tuple[str, ...] = ("tensorboard",)
     style_name: str = ""
     method: str = "full"
     lora_rank: int = 8
@@ -69,7 +86,22 @@ class Recipe:
             raise CsmError("backbone, decoder and embeddings are all frozen: nothing would be trained.")
         if self.semantic_weight == 0 and self.acoustic_weight == 0:
             raise CsmError("semantic_weight and acoustic_weight are both 0: there would be no loss.")
+        self._check_choices()
         self._check_method()
+
+    def _check_choices(self) -> None:
+        if self.select_by not in SELECT_BY:
+            raise CsmError(f"select_by is {self.select_by!r}; it is one of {', '.join(SELECT_BY)}.")
+        if set(self.log_to) - set(LOGS):
+            raise CsmError(f"log_to is {', '.join(self.log_to)}; it is any of {', '.join(LOGS)}, or none.")
+        if self.mask_speaker_ids and self.only_speaker_ids:
+            raise CsmError(
+                "mask_speaker_ids and only_speaker_ids exclude each other.", "Name those left out, or those kept."
+            )
+        if self.early_stop and self.val_split == 0 and self.select_by == "validation_loss":
+            raise CsmError(
+                "early_stop has nothing to go by where val_split is 0.", "Hold out a tenth: --val-split 0.1."
+            )
 
     def _check_method(self) -> None:
         if self.method not in METHODS:
@@ -112,6 +144,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "warmup_share": (0.0, 0.9),
     "context_turns": (0, 64),
     "seed": (0, 2**63 - 1),
+    "term_factor": (1.0, 100.0),
+    "context_dropout": (0.0, 1.0),
     "lora_rank": (1, 4096),
     "lora_alpha": (1e-6, 1e6),
     "lora_dropout": (0.0, 0.99),

@@ -8,11 +8,15 @@ from pathlib import Path
 
 from csm.config import ModelConfig, Stack
 from csm.errors import CsmError
+from csm.torch_file import SUFFIXES, read_torch_file
 
 AUDIO_TABLE = "depth_decoder.model.embed_tokens.weight"
 AUDIO_TABLE_ALIAS = "backbone_model.embed_tokens.embed_audio_tokens.weight"
 CODEC_PREFIX = "codec_model."
 INDEX = "model.safetensors.index.json"
+CODEC_FILE = "codec.safetensors"
+NOT_WEIGHTS = (CODEC_FILE, "adapter_model.safetensors", "adapters.safetensors", "optimizer.safetensors",
+               "optimizer_state.safetensors")  # fmt: skip
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -49,7 +53,12 @@ def _stack_shapes(prefix: str, stack: Stack) -> Shapes:
     return {f"{prefix}norm.weight": (width,), **layers}
 
 
-def check_shapes(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], source: str) -> None:
+def check_shapes(
+    found: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+    source: str,
+    against: str = "its config.json",
+) -> None:
     """Hold what a file has against what the config asks for.
 
     Raises:
@@ -64,37 +73,60 @@ def check_shapes(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tupl
     ]
     if faults:
         many = f" ({len(faults)} tensors)" if len(faults) > 1 else ""
-        raise CsmError(f"{source} does not fit its config.json{many}: {'; '.join(faults)}.")
+        raise CsmError(f"{source} does not fit {against}{many}: {'; '.join(faults)}.")
 
 
-def weight_files(folder: Path) -> dict[str, Path]:
-    """Which file of a model folder holds which tensor, one file or several behind an index.
+def weight_files(path: Path, named: str | None = None) -> dict[str, Path]:
+    """Which file holds which tensor, by the names that the files give: one file, or several behind an index.
+
+    Args:
+        path: a weights file, or a folder: its model.safetensors, its index, or the only weights file that it holds.
+        named: the file or index that the folder's config names (`transformers_weights`).
 
     Raises:
-        CsmError: there are no weights, only pickled ones, or a file is damaged.
+        CsmError: there are no weights or several, only pickled ones, or a file is damaged.
     """
-    single, index = folder / "model.safetensors", folder / INDEX
+    if path.is_file():
+        return dict.fromkeys(tensor_shapes(path), path)
+    single, index = path / "model.safetensors", path / INDEX
+    if named:
+        single, index = (
+            (path / "none", path / Path(named).name) if named.endswith(".json") else (path / Path(named).name, index)
+        )
     if single.is_file():
         return dict.fromkeys(tensor_shapes(single), single)
     if index.is_file():
         try:
-            named = json.loads(index.read_text())["weight_map"]
-            return {name: folder / Path(file).name for name, file in named.items()}
+            found = json.loads(index.read_text())["weight_map"]
+            return {name: path / Path(file).name for name, file in found.items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise CsmError(f"{index} is not a weight index: it has no weight_map of file names.") from None
-    pickles = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    only = _only_file(path)
+    return dict.fromkeys(tensor_shapes(only), only)
+
+
+def _only_file(folder: Path) -> Path:
+    names = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", *SUFFIXES))
+    files = [name for name in names if name not in NOT_WEIGHTS]
+    if len(files) > 1:
+        raise CsmError(f"{folder} holds several weights files: {', '.join(files)}.", "Name the one that you mean.")
+    if files:
+        return folder / files[0]
+    pickles = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pkl")]
     hint = f"{pickles[0]} is a pickle, which can run code when read: convert it." if pickles else None
     raise CsmError(f"{folder} holds no model.safetensors.", hint)
 
 
 def tensor_shapes(path: Path) -> Shapes:
-    """Names and shapes in a safetensors file, from its header alone.
+    """Names and shapes in a weights file: from a safetensors file's header alone, or from a `.pt`, which is mapped.
 
     Raises:
         CsmError: the file is missing or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
+    if path.suffix in SUFFIXES:
+        return {name: tuple(tensor.shape) for name, tensor in read_torch_file(path).items()}
     if not path.is_file():
         raise CsmError(f"{path} is not there.")
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -151,6 +152,8 @@ def _lasting(model_path: str | Path) -> str:
     if str(model_path) in SHIPPED_MODELS:
         return str(model_path)
     path = Path(os.path.abspath(Path(model_path).expanduser()))
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(model_path)) and not path.parent.exists():
+        return str(model_path)  # a hub id
     if not path.exists():
         shipped = " or ".join(SHIPPED_MODELS)
         raise CsmError(f"The model {path} is not there.", f"Name a model folder, a run, a weights file or {shipped}.")

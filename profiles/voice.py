@@ -44,7 +44,8 @@ class Voice:
         speaker_id: the number written before a text that this voice is to speak, 0 or more; voices may share one.
         description: free text.
         gender, age_range, accent: free text, None where it was not given.
-        model_path: an absolute path of a model, a run or a weights file, or the name of a model that ships with csm.
+        model_path: an absolute path of a model, a run or a weights file; the name of a model that
+            ships with csm; or a hub id `owner/name`.
         sampling: `temperature` and `top_k` where this voice is to speak with its own.
         lineage: where the model comes from, as its run wrote it.
         scores: the means of an evaluation; `speaker_similarity` is the cosine to recordings held out of training.

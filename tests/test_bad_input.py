@@ -35,7 +35,8 @@ Spoil = Callable[[Path], Any]
 def run(*words: object) -> Result:
     """`csm ...` or `csm-finetune ...`; commands that run a model get one thread."""
     program, *arguments = map(str, words)
-    runs = program == "csm-finetune" or arguments[0] in ("generate", "evaluate") or "sample" in arguments
+    runs = program == "csm-finetune" or arguments[0] == "generate" or "sample" in arguments
+    runs = runs or (arguments[0] == "evaluate" and (Path(arguments[1]) / "recipe.json").exists())
     threads = ["--threads", "1"] if runs and "--threads" not in arguments else []
     return CliRunner().invoke(finetune_main if program == "csm-finetune" else csm_main, [*arguments, *threads])
 
@@ -136,8 +137,11 @@ def test_folders_that_are_not_there_or_hold_nothing(data: Path, train: Any, here
 
 def test_flags_that_would_do_nothing_are_refused(voices: Path) -> None:
     """Nothing is spoken when a folder of sounds is scored."""
-    for words in (("--texts", "texts.txt"), ("--speaker", 4), ("--set-best",)):
-        refused(run("csm", "evaluate", voices, "--reference", voices, *words), "is no run")
+    idle = ("--texts texts.txt", "--samples-per-text 3", "--seed 0", "--speaker 4", "--set-best", "--device cpu",
+            "--dtype auto", "--threads 1", "--seed 0 --threads 1")  # fmt: skip
+    for words in idle:
+        flags = [word for word in words.split() if word.startswith("--")]
+        refused(run("csm", "evaluate", voices, "--reference", voices, *words.split()), "is no run", *flags)
 
 
 def test_evaluation_of_what_is_not_there(voices: Path, here: Path) -> None:
@@ -376,7 +380,12 @@ def test_recommended_keys_are_a_recipes(model: Path, train: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("lost", "'lost'"), ("file", "is a file"), ("folder", "config.json is not there"), ("lost/model", "lost/model")],
+    [
+        ("lost", "'lost'"),
+        ("file", "nor a weights file"),
+        ("folder", "no model.safetensors"),
+        ("lost/model", "lost/model"),
+    ],
 )
 def test_a_model_that_is_none(speak: Any, here: Path, name: str, says: str) -> None:
     (here / "file").write_text("x")

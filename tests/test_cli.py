@@ -87,7 +87,7 @@ TRAINING = (
     "--model-path --speaker-id --audio-dir --transcript-dir --output-dir --learning-rate --epochs --freeze-backbone "
     "--no-freeze-backbone --freeze-decoder --freeze-embeddings --batch-size --accumulate --seed --max-steps "
     "--semantic-weight --acoustic-weight --decoder-fraction --val-split --save-every --recipe --dry-run --resume "
-    "--fresh --data-path --strict --device --dtype --threads"
+    "--fresh --base --data-path --strict --device --dtype --threads"
 )
 RUNS = "--device --dtype --threads"
 FLAGS = {
@@ -95,16 +95,19 @@ FLAGS = {
     "csm-finetune style-tune": TRAINING + " --style-name",
     "csm-finetune domain": TRAINING,
     "csm-finetune conversation": TRAINING,
-    "csm generate": "--model-path --text --speaker --output --temperature --top-k --seed --max-audio-length-ms --context "
-    "--codes " + RUNS,
+    "csm generate": "--model-path --base --text --speaker --output --temperature --top-k --seed --max-audio-length-ms "
+    "--context --codes " + RUNS,
     "csm evaluate": "--help",
     "csm evaluate run": "--reference --json --markdown " + RUNS,
     "csm voice": "--db list create sample show",
     "csm voice list": "--json",
     "csm voice create": "--gender --age-range --accent --model-path",
     "csm voice sample": "--text --output " + RUNS,
-    "csm model": "path info",
-    "csm model info": "--json",
+    "csm model": "path info convert merge diff",
+    "csm model info": "--json --base",
+    "csm model convert": "--to --base",
+    "csm model merge": "--adapter --base",
+    "csm model diff": "--json --base",
 }
 
 

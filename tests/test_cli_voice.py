@@ -14,7 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from conftest import ASSETS
+from safetensors.numpy import save_file
 
 from csm.audio import read_audio
 from csm.cli.main import main
@@ -73,7 +76,7 @@ def generator(monkeypatch: pytest.MonkeyPatch) -> FakeGenerator:
 
 def test_the_documented_create_keeps_what_it_was_given(csm: Any, db: Path) -> None:
     model = Path("tuned")
-    model.mkdir()
+    model.symlink_to(ASSETS)
     made = csm(
         *("create", "John", "3", "Professional male voice", "--gender", "male", "--age-range", "30-40"),
         *("--accent", "North American", "--model-path", "tuned"),
@@ -125,7 +128,7 @@ def test_show_by_name_id_and_speaker_id(csm: Any, db: Path) -> None:
 
 def test_sample_hands_the_voice_to_the_generator(csm: Any, generator: FakeGenerator) -> None:
     model = Path("model")
-    model.mkdir()
+    model.symlink_to(ASSETS)
     csm("create", "John", "3", "", "--model-path", "model")
     said = csm("sample", "3", "--text", "Hello there.", "--output", "out/hello.wav", "--seed", "7", "--threads", "1")
     assert said.exit_code == 0, said.output
@@ -182,7 +185,9 @@ def test_sample_names_its_file_after_the_voice_and_spares_others(csm: Any, gener
         (("create", "42", "4", ""), "all digits"),
         (("create", " ", "4", ""), "needs a name"),
         (("create", "a/b", "4", ""), "separates folders"),
-        (("create", "Anna", "4", "", "--model-path", "nowhere"), "nowhere is not there"),
+        (("create", "Anna", "4", "", "--model-path", "nowhere"), "no model 'nowhere'"),
+        (("create", "Anna", "99", ""), "no symbol for speaker 99"),
+        (("sample", "3", "--output", "/dev/full"), "not a regular file"),
     ],
 )
 def test_a_mistake_ends_in_a_sentence_and_1(
@@ -203,6 +208,109 @@ def test_a_mistake_ends_in_a_sentence_and_1(
     assert generator.loaded == []
     assert Registry(db).list() == before
     assert [file.name for file in Path().iterdir()] == ["db"]
+
+
+def junk(folder: Path) -> None:
+    """Models that could not speak."""
+    (folder / "empty").mkdir()
+    (folder / "notes").mkdir()
+    (folder / "notes" / "notes.txt").write_text("hello")
+    (folder / "sound.wav").write_bytes(b"RIFF")
+    (folder / "model.pkl").write_bytes(b"")
+    torch.save({"model": object}, folder / "code.pt")
+    save_file({"a": np.zeros(3, np.float32)}, folder / "alone.safetensors")
+    (folder / "run" / "checkpoints").mkdir(parents=True)
+    (folder / "run" / "recipe.json").write_text("{}")
+    (folder / "config").mkdir()
+    (folder / "config" / "config.json").write_text((ASSETS / "config.json").read_text())
+
+
+def test_a_model_that_cannot_speak_is_refused(csm: Any, db: Path, tmp_path: Path) -> None:
+    junk(tmp_path)
+    models = sorted(path.name for path in tmp_path.iterdir())
+    assert len(models) == 8
+    for name in models:
+        done = csm("create", "Anna", "4", "", "--model-path", name)
+        assert (done.exit_code, done.stdout) == (1, ""), name
+        assert [line[:7] for line in done.stderr.splitlines()].count("error: ") == 1
+        assert name in done.stderr
+    assert not db.parent.exists()
+
+
+def write_run(folder: Path, speaker: int) -> dict[str, Any]:
+    """A run of csm-tiny trained on one speaker and scored; returns the scores of its best."""
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "step-000002").symlink_to(ASSETS)
+    (folder / "best").write_text("step-000002\n")
+    (folder / "report").mkdir()
+    data = {
+        "fingerprint": "f",
+        "clips": 2,
+        "minutes": 0.1,
+        "speakers": [speaker],
+        "training": ["a"],
+        "validation": ["b"],
+    }
+    lineage = {"schema_version": 1, "parent": {"path": "csm-tiny", "hash": "h"}, "data": data, "recipe_sources": {}}
+    summary = {"speaker_similarity": 0.75}
+    rows = [{"name": n, "kind": "checkpoint", "samples": [], "summary": s, "reasons": {}}
+            for n, s in (("step-000001", {}), ("step-000002", summary))]  # fmt: skip
+    scores = {"schema_version": 1, "reference": {}, "comparisons": [], "best": "", "best_reason": "", "systems": rows}
+    contents = {"recipe": {"preset": "voice-adapt"}, "lineage": lineage, "report/scores": scores}
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return summary
+
+
+def test_a_runs_voice_keeps_where_it_comes_from_and_its_scores(csm: Any, db: Path) -> None:
+    summary = write_run(Path("run"), speaker=5)
+    made = csm("create", "John", "5", "", "--model-path", "run")
+    assert (made.exit_code, "warning" in made.stderr) == (0, False), made.stderr
+    voice = Registry(db).find("John")
+    assert voice.scores == summary
+    assert voice.lineage == {
+        "parent": {"path": "csm-tiny", "hash": "h"},
+        "data": {"fingerprint": "f", "clips": 2, "minutes": 0.1, "speakers": [5]},
+        "preset": "voice-adapt",
+    }
+
+
+def test_another_speaker_than_the_runs_is_warned_of_and_has_no_scores(csm: Any, db: Path) -> None:
+    write_run(Path("run"), speaker=5)
+    made = csm("create", "John", "3", "", "--model-path", "run")
+    assert made.exit_code == 0
+    (warning,) = [line for line in made.stderr.splitlines() if line.startswith("warning: ")]
+    assert "speaker 5" in warning
+    assert "3" in warning
+    voice = Registry(db).find("John")
+    assert (voice.scores, voice.lineage["data"]["speakers"]) == ({}, [5])
+
+
+def test_a_hub_id_is_kept_as_given(csm: Any, db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub is asked, and what it gives is checked like any other model."""
+    asked: list[str] = []
+
+    def give(name: str, **_: object) -> str:
+        asked.append(name)
+        return str(ASSETS)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", give)
+    assert csm("create", "John", "3", "", "--model-path", "someone/csm-2b").exit_code == 0
+    assert asked == ["someone/csm-2b"]
+    assert Registry(db).find("John").model_path == "someone/csm-2b"
+    assert csm("create", "Mary", "99", "", "--model-path", "someone/csm-2b").exit_code == 1
+    assert [voice.name for voice in Registry(db).list()] == ["John"]
+
+
+def test_create_imports_no_torch(db: Path) -> None:
+    command = ["-X", "importtime", "-m", "csm.cli.main", "voice", "--db", str(db), "create", "John", "3", ""]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    talk = subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, check=True
+    ).stderr
+    imported = {line.split("|")[-1].strip().split(".")[0] for line in talk.splitlines() if "|" in line}
+    assert "tokenizers" in imported
+    assert not imported & {"torch", "transformers", "scipy", "soundfile"}
 
 
 def test_a_speaker_id_of_two_voices_is_refused_with_both(csm: Any, generator: FakeGenerator) -> None:

@@ -16,9 +16,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
-    "errors", "config", "weights", "adapter", "recipe", "presets", "segment", "audio", "threads", "tokenizer",
-    "adapter_folder", "tiny_codec", "codec", "model_folder", "frames", "data", "backend", "torch", "training", "generator",
-    "samples", "cli",
+    "errors", "config", "torch_file", "weights", "adapter", "recipe", "presets", "segment", "audio", "threads", "tokenizer",
+    "adapter_folder", "layouts", "flavours", "adapters", "peft_form", "csm_mlx_form", "whole_folder", "tiny_codec", "codec",
+    "model_folder", "frames", "data", "backend", "torch", "training", "generator", "samples", "cli",
 )  # fmt: skip
 """The rooms of csm from left to right: each imports only itself and what stands to its left."""
 
@@ -31,12 +31,21 @@ TOP_LEVEL = {  # third party: the places that import it when they are imported
     "mlx": (),
     "parselmouth": (),
     "resemblyzer": (),
+    "matplotlib": (),
+    "tensorboard": (),
     "tinydb": ("profiles/",),
     "click": ("csm/cli/",),
     "rich": ("csm/cli/",),
 }
 IN_FUNCTIONS = {  # and those whose functions import it
-    "torch": ("csm/backend.py", "csm/generator.py", "evaluation/speaker.py"),
+    "torch": (
+        "csm/backend.py",
+        "csm/generator.py",
+        "csm/torch_file.py",
+        "csm/training/events.py",
+        "evaluation/speaker.py",
+    ),
+    "matplotlib": ("csm/training/curves.py",),
     "transformers": ("csm/codec.py", "csm/tiny_codec.py"),
     "parselmouth": ("evaluation/",),
 }

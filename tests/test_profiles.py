@@ -239,9 +239,11 @@ def test_models_are_kept_so_that_every_folder_finds_them(
     monkeypatch.chdir(tmp_path)
     assert registry.create("a", 1, "", "csm-tiny").model_path == "csm-tiny"
     assert registry.create("b", 1, "", "runs/../runs/john").model_path == str(run)
-    with pytest.raises(CsmError, match="missing is not there"):
-        registry.create("c", 1, "", "missing")
-    assert [one.name for one in registry.list()] == ["a", "b"]
+    assert registry.create("d", 1, "", "owner/name").model_path == "owner/name", "a hub id"
+    for missing in ("missing", "runs/missing", "./owner/name"):
+        with pytest.raises(CsmError, match=f"{missing.removeprefix('./')} is not there"):
+            registry.create("c", 1, "", missing)
+    assert [one.name for one in registry.list()] == ["a", "b", "d"]
 
 
 def test_the_default_registry_lies_in_the_users_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from test_examples import clip
 from csm.backend import Sampling
 from csm.config import ModelConfig
 from csm.data.batches import Batch, collate
-from csm.data.examples import Example
+from csm.data.examples import Example, ExampleSet
 from csm.frames import text_rows, turn
 from csm.model_folder import open_folder
 from csm.recipe import Recipe
@@ -194,3 +194,25 @@ def test_a_tiny_model_learns_to_copy_and_to_stop() -> None:
         prompt = text_rows(rows.frames[~rows.audio_rows, -1], TOY_CODEBOOKS)
         codes = np.stack(list(speaker.frames(prompt, Sampling(0.0), 40)))
         np.testing.assert_array_equal(codes, rows.frames[rows.audio_rows, :-1][:-1])
+
+
+@pytest.mark.parametrize("frames", [1, 2, 15])
+@pytest.mark.parametrize("fraction", [1.0, 1 / 16])
+def test_short_clips_have_a_finite_loss(toy_folder: Path, frames: int, fraction: float) -> None:
+    """One frame and its end are two targets; the smallest share of frames still holds the end."""
+    examples = ExampleSet([clip(1, frames=frames)], 0, 256, 0)
+    example = examples.example(0, 0)
+    chosen = examples.depth_frames(example, 0, fraction)
+    assert len(example.targets) == frames + 1
+    assert chosen.sum() >= 1
+    one = trainer(toy_folder)
+    values = one.step([collate([example], [chosen])], 1e-3)
+    assert all(np.isfinite(value) for value in values.values())
+    assert one.is_finite()
+
+
+def test_a_part_without_weight_is_reported_all_the_same(toy_folder: Path) -> None:
+    plain = trainer(toy_folder).step([batch(1, 2)], 0.0)
+    alone = trainer(toy_folder, semantic_weight=0.0).step([batch(1, 2)], 0.0)
+    assert alone["semantic_loss"] == pytest.approx(plain["semantic_loss"], rel=1e-6)
+    assert alone["loss"] == pytest.approx(plain["acoustic_loss"], rel=1e-6)

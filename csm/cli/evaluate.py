@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from csm.cli.console import Group, answer, answer_json, say, warn
 from csm.cli.options import PATH, SEED, runs_model
+from csm.cli.target import writable
 from csm.errors import CsmError
 
 if TYPE_CHECKING:
+    from csm.model_folder import ModelFolder
     from csm.samples import SpokenSample
     from csm.training.run_folder import RunFolder
     from evaluation.score import Reference, Sample, Scores, SystemScores
+
+
+_SPEAKING = ("texts", "samples_per_text", "seed", "speaker", "set_best", "device", "dtype", "threads")
 
 
 class _DefaultRun(Group):
@@ -51,6 +58,7 @@ def run(target: Path, reference: Path, json_path: str | None, markdown_path: str
 
     A run keeps its scores in report/ as well. Samples that are there already are not made again.
     """
+    from csm.training.card import refresh_cards
     from csm.training.run_folder import RunFolder
     from evaluation.report import terminal_table
     from evaluation.score import Reference, Scores
@@ -59,7 +67,8 @@ def run(target: Path, reference: Path, json_path: str | None, markdown_path: str
         raise CsmError(f"{target} is neither a run nor a folder of sound files.")
     folder = RunFolder(target)
     if not folder.exists:
-        _refuse_idle(target, flags)
+        _refuse_idle(target)
+    json_path, markdown_path = _places(target, json_path, markdown_path)
     recordings = Reference.from_folder(reference)
     for name, reason in recordings.skipped.items():
         warn(f"the reference's {name} was skipped: {reason}")
@@ -69,19 +78,30 @@ def run(target: Path, reference: Path, json_path: str | None, markdown_path: str
         folder.point("best", int(scores.best.removeprefix("step-")))
     if folder.exists:
         _write(scores, target, str(target / "report" / "scores.json"), str(target / "report" / "report.md"))
+        found = {system.name: system.summary["speaker_similarity"] for system in scores.systems}
+        refresh_cards(folder, {name: value for name, value in found.items() if value is not None})
     _write(scores, target, json_path, markdown_path)
     if "-" not in (json_path, markdown_path):
-        answer(terminal_table(scores))
-        answer(scores.best_reason)
+        answer(terminal_table(scores) + (f"\n{scores.best_reason}" if folder.exists else ""))
 
 
-def _refuse_idle(target: Path, flags: dict[str, Any]) -> None:
+def _refuse_idle(target: Path) -> None:
     """A folder of sounds has no `best`, and nothing is spoken."""
-    if flags["set_best"]:
-        raise CsmError(f"{target} is no run, so it has no `best` to set.")
-    idle = [f"--{name}" for name in ("texts", "speaker") if flags[name] is not None]
-    if idle:
-        raise CsmError(f"{target} is no run, so nothing is spoken and {' and '.join(idle)} would do nothing.")
+    context = click.get_current_context()
+    given = [name for name in _SPEAKING if context.get_parameter_source(name) != ParameterSource.DEFAULT]
+    if given:
+        idle = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise CsmError(f"{target} is no run, so nothing is spoken and {idle} would do nothing.")
+
+
+def _places(target: Path, *paths: str | None) -> list[str | None]:
+    """The files to be written, links followed; what could not be written is refused before the work."""
+    found = [path if path in (None, "-") else str(writable(Path(path))) for path in paths]
+    if found[0] and found[0] == found[1]:
+        raise click.UsageError("--json and --markdown name the same place.")
+    if (target / "recipe.json").is_file():
+        writable(target / "report" / "scores.json")
+    return found
 
 
 def _write(scores: Scores, target: Path, json_path: str | None, markdown_path: str | None) -> None:
@@ -93,7 +113,7 @@ def _write(scores: Scores, target: Path, json_path: str | None, markdown_path: s
     elif json_path:
         write_json(scores, json_path)
     if markdown_path == "-":
-        answer(markdown_report(scores, samples))
+        answer(markdown_report(scores, samples, _curves(target)))
     elif markdown_path:
         write_markdown(scores, markdown_path, samples, _curves(target))
 
@@ -105,8 +125,6 @@ def _curves(target: Path) -> dict[str, list[tuple[int, float]]]:
     records = MetricsFile(target / "metrics.jsonl").read()
     keys = {"training loss": "loss", "validation loss": "validation_loss"}
     curves = {name: [(r["step"], r[key]) for r in records if key in r] for name, key in keys.items()}
-    measured = {step for step, _ in curves["validation loss"]}
-    curves["training loss"] = [point for point in curves["training loss"] if not measured or point[0] in measured]
     return {name: points for name, points in curves.items() if points}
 
 
@@ -135,7 +153,7 @@ def _score_run(run_folder: RunFolder, reference: Reference, flags: dict[str, Any
     from evaluation.score import score_system
 
     lineage = run_folder.lineage()
-    models = {"base": Path(lineage["parent"]["path"])}
+    models, lender = {"base": _standing(lineage["parent"]["path"])}, _lender(lineage["parent"])
     models |= {path.name: path for path in map(run_folder.checkpoint, run_folder.steps())}
     if len(models) == 1:
         raise CsmError(f"{run_folder.path} has no checkpoint yet.")
@@ -144,15 +162,43 @@ def _score_run(run_folder: RunFolder, reference: Reference, flags: dict[str, Any
     systems, total = [], len(models) * len(texts) * len(seeds)
     with Progress("speaking") as bar:
         for number, (name, path) in enumerate(models.items()):
-            generator = load_generator(path, flags["device"], flags["dtype"], flags["threads"])
-            if number == 0:
-                say(f"backend: {generator.backend.reason}")
+            base = lender if name == "base" else None
+            generator = load_generator(path, flags["device"], flags["dtype"], flags["threads"], base)
+            if name == "base":
+                _refuse_changed(generator.folder, lineage["parent"])
+                bar.say(f"backend: {generator.backend.reason}")
             folder = run_folder.path / "samples" / name
             counter = _Counter(bar, number * len(texts) * len(seeds), total, name)
             spoken = speak_samples(generator, texts, speaker, seeds, folder, counter)
             samples = [_read(sample, run_folder.path / "samples", name) for sample in spoken]
-            systems.append(score_system(name, samples, reference, "base" if number == 0 else "checkpoint"))
+            systems.append(score_system(name, samples, reference, "base" if name == "base" else "checkpoint"))
     return systems
+
+
+def _lender(parent: dict[str, Any]) -> Path | None:
+    """The folder that lent the parent's weights their config, tokenizer and codec, where it is another than theirs."""
+    path, beside = _standing(parent["path"]), _standing(parent.get("beside", parent["path"]))
+    return None if beside in (path, path.parent) else beside
+
+
+def _standing(kept: str) -> Path:
+    """Where a base stands that a lineage names: an embedded model moves with the installation."""
+    from csm.model_folder import EMBEDDED
+
+    path = Path(kept)
+    if path.is_absolute() and path.exists():
+        return path
+    if path.name in EMBEDDED:
+        return Path(str(files("csm"))) / "assets" / path.name
+    raise CsmError(f"the base of this run is gone: {kept}.", "Put it back where it was: the base is scored as well.")
+
+
+def _refuse_changed(folder: ModelFolder, parent: dict[str, Any]) -> None:
+    if folder.hash != parent.get("hash"):
+        raise CsmError(
+            f"the base of this run has changed since: {folder.path} is another model now.",
+            "Put back what the run was trained from, or train anew.",
+        )
 
 
 class _Counter:

@@ -9,15 +9,22 @@ from typing import TYPE_CHECKING
 import click
 
 from csm.cli.console import say
-from csm.cli.options import PATH, SEED, runs_model, samples_speech
+from csm.cli.options import PATH, SEED, runs_model, samples_speech, takes_base
 from csm.cli.speech import check_target, hand_out
+from csm.cli.target import writable
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 @click.command()
-@click.option("--model-path", default="csm-tiny", show_default=True, help="a model folder, a run, or csm-tiny")
+@click.option(
+    "--model-path",
+    default="csm-tiny",
+    show_default=True,
+    help="csm-tiny, a model folder, a run, a weights file or a hub id",
+)
+@takes_base
 @click.option("--text", required=True)
 @click.option("--speaker", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--output", type=PATH, required=True, help="a .wav or .flac file")
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
 @runs_model
 def generate(
     model_path: str,
+    base: Path | None,
     text: str,
     speaker: int,
     output: Path,
@@ -53,16 +61,18 @@ def generate(
 
     if not text.strip():
         raise CsmError("the text is empty.", "Say what to speak with --text.")
+    if codes and writable(codes) == check_target(output):
+        raise click.UsageError("--codes and --output name the same file.")
     check_target(output)
     turns = [Segment(row.text, row.speaker, row.audio) for row in read_context(context)] if context else []
-    generator = load_generator(model_path, device, dtype, threads)
+    generator = load_generator(model_path, device, dtype, threads, base)
     say(f"backend: {generator.backend.reason}")
     speech = generator.speak(
         text, speaker, context=turns, temperature=temperature, top_k=top_k, seed=seed,
         max_audio_length_ms=max_audio_length_ms,
     )  # fmt: skip
     if codes:
-        _save(codes, speech.codes)
+        _save(writable(codes), speech.codes)
     hand_out(speech, output)
 
 

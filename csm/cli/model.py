@@ -1,17 +1,19 @@
-"""`csm model`: where a model is, and what it is."""
+"""`csm model`: where a model is, what it is, and its weights in other layouts, merged and compared."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
 from csm.cli.console import Group, answer, answer_json
+from csm.cli.options import PATH, takes_base
 
 
 @click.group(cls=Group)
 def model() -> None:
-    """Look at model folders."""
+    """Look at models, convert, merge and compare them."""
 
 
 @model.command()
@@ -25,17 +27,85 @@ def path(name: str) -> None:
 
 @model.command()
 @click.argument("name")
+@takes_base
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
-def info(name: str, as_json: bool) -> None:
-    """Check a model folder, every tensor of it, and describe it."""
+def info(name: str, base: Path | None, as_json: bool) -> None:
+    """Check a model, every tensor of it, and describe it."""
     from csm.model_folder import open_folder
 
-    facts = _describe(open_folder(name))
+    facts = _describe(open_folder(name, base))
     if as_json:
         answer_json(facts)
     else:
         width = max(map(len, facts))
         answer("\n".join(f"{key.replace('_', ' ').ljust(width)}  {value}" for key, value in facts.items()))
+
+
+@model.command()
+@click.argument("source", metavar="IN")
+@click.argument("out", type=PATH)
+@click.option("--to", "layout", required=True, type=click.Choice(["transformers", "sesame", "csm-mlx"]))
+@takes_base
+def convert(source: str, out: Path, layout: str, base: Path | None) -> None:
+    """Write the model IN, of any layout, to the new folder OUT. The numbers stay the same, bit for bit.
+
+    IN may be an adapter folder too, with --base the model it was trained on: transformers is PEFT's form then.
+    """
+    from csm.errors import CsmError
+    from csm.model_folder import open_folder
+    from csm.torch.adapter_folder import convert_adapter, is_adapter
+    from csm.torch.convert import convert as convert_model
+
+    if is_adapter(Path(source).expanduser()):
+        if base is None:
+            raise CsmError(f"{source} is an adapter.", "Name the model it was trained on: --base FOLDER.")
+        convert_adapter(Path(source).expanduser(), open_folder(base), out.expanduser(), layout)
+    else:
+        convert_model(open_folder(source, base), out.expanduser(), layout)
+    answer(str(out))
+
+
+@model.command()
+@click.argument("name", metavar="M")
+@click.argument("out", type=PATH)
+@click.option("--adapter", required=True, type=PATH, help="an adapter folder, PEFT's or csm-mlx's")
+@takes_base
+def merge(name: str, out: Path, adapter: Path, base: Path | None) -> None:
+    """Write the model M with an adapter merged in to the new folder OUT."""
+    from csm.model_folder import open_folder
+    from csm.torch.convert import merge_adapter
+
+    merge_adapter(open_folder(name, base), adapter.expanduser(), out.expanduser())
+    answer(str(out))
+
+
+@model.command()
+@click.argument("before", metavar="A")
+@click.argument("after", metavar="B")
+@takes_base
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def diff(before: str, after: str, base: Path | None, as_json: bool) -> None:
+    """Show which parts of B differ from A and by how much: the norm of the change over the norm of A's.
+
+    --base serves those of the two that are weights alone. The exit code is 0 whether they differ or not.
+    """
+    from csm.model_folder import open_either
+    from csm.torch.difference import differences, summary
+
+    facts = summary(differences(open_either(before, base), open_either(after, base)))
+    if as_json:
+        answer_json(facts)
+        return
+    for group, values in facts["groups"].items():
+        answer(
+            f"{group:<11} {values['changed']:>4} of {values['tensors']:<4} changed  {_share(values['relative_norm'])}"
+        )
+    for values in facts["tensors"]:
+        answer(f"  {_share(values['relative_norm'])}  {values['name']}")
+
+
+def _share(value: float | None) -> str:
+    return "from nothing" if value is None else f"{value:.3e}"
 
 
 def _describe(folder: Any) -> dict[str, Any]:
@@ -49,6 +119,7 @@ def _describe(folder: Any) -> dict[str, Any]:
     return {
         "path": str(folder.path),
         **({"adapter_of": folder.base.name} if folder.base else {}),
+        "layout": folder.layout,
         "parameters": folder.parameters,
         **shapes,
         "codebooks": config.num_codebooks,
@@ -57,7 +128,7 @@ def _describe(folder: Any) -> dict[str, Any]:
         "rows": config.backbone.max_position_embeddings,
         "codec": config.codec.get("model_type"),
         "codec_tensors": len(folder.codec_names),
-        "tokenizer": "present" if (folder.path / "tokenizer.json").is_file() else "missing",
+        "tokenizer": "present" if (folder.beside / "tokenizer.json").is_file() else "missing",
         "megabytes": round(sum(f.stat().st_size for f in set(folder.files.values())) / 1e6, 1),
         "recommended": dict(folder.recommended),
         "hash": folder.hash,

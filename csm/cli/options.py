@@ -35,6 +35,10 @@ samples_speech = _bundle(
     ),
 )
 
+takes_base = click.option(
+    "--base", type=PATH, help="a model folder that lends config, tokenizer and codec to weights that stand alone"
+)
+
 reads_data = _bundle(
     click.option("--data-path", "data_paths", multiple=True, type=PATH, metavar="PATH",
                  help="JSON of conversations, or a folder with audio/ and transcripts/; may be repeated"),
@@ -86,7 +90,7 @@ shapes_recipe = _bundle(
     click.option("--semantic-weight", type=float, help="weight of codebook 0's loss"),
     click.option("--acoustic-weight", type=float, help="weight of the other codebooks' loss"),
     click.option("--decoder-fraction", type=float, help="share of frames that train the depth decoder"),
-    click.option("--context-turns", type=int, help="turns before the target at most"),
+    click.option("--context-turns", "--max-context-turns", type=int, help="turns before the target at most"),
     click.option("--weight-decay", type=float),
     click.option("--max-grad-norm", type=float, help="0 clips nothing"),
     click.option("--val-split", type=float, help="share of files or conversations held out; 0 for none"),

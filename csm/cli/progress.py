@@ -40,6 +40,13 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
+    def say(self, text: str) -> None:
+        """Talk to the user while the bar is live: above it, on lines of their own."""
+        if self._bar:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            say(text)
+
     def update(self, done: int, total: int, note: str = "") -> None:
         """Show that `done` of `total` are done."""
         if self._bar and self._task is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from csm.cli.console import Group, answer, answer_json, say
+from csm.cli.console import Group, answer, answer_json, say, warn
 from csm.cli.options import SEED, runs_model, samples_speech
 from csm.cli.speech import check_target, hand_out
 from csm.errors import CsmError
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 _SAMPLE_TEXT = "Good morning. This is how I sound when I read a sentence aloud."
 _FILE = click.Path(dir_okay=False, path_type=Path)
+_DATA = (
+    "fingerprint",
+    "clips",
+    "minutes",
+    "speakers",
+)  # which of a lineage a voice keeps; clips' names stay with the run
 _COLUMNS = ("name", "speaker", "gender", "age", "accent", "model", "similarity")
 
 
@@ -55,14 +61,21 @@ def list_voices(registry: Registry, as_json: bool) -> None:
 @click.option("--gender", help="in your own words")
 @click.option("--age-range", help='such as "30-40"')
 @click.option("--accent", help='such as "North American"')
-@click.option("--model-path", default="csm-tiny", show_default=True, help="a model folder, a run or a weights file")
+@click.option(
+    "--model-path",
+    default="csm-tiny",
+    show_default=True,
+    help="csm-tiny, a model folder, a run (its best), a weights file or a hub id",
+)
 @click.pass_obj
 def create(registry: Registry, name: str, speaker_id: int, description: str, model_path: str, **traits: Any) -> None:
-    """Keep a voice under NAME: what MODEL speaks for SPEAKER_ID. Prints the voice's id.
+    """Keep a voice under NAME: what the model speaks for SPEAKER_ID. Prints the voice's id.
 
-    Where the model is a run, its lineage and the scores of its best checkpoint are kept too.
+    SPEAKER_ID is the one that the model was trained on. Where the model is a run, its lineage and the scores of its
+    best checkpoint are kept too.
     """
-    made = registry.create(name, speaker_id, description, model_path, **traits, **_of_run(Path(model_path)))
+    _check_speaks(model_path, speaker_id)
+    made = registry.create(name, speaker_id, description, model_path, **traits, **_of_run(Path(model_path), speaker_id))
     say(f"{made.name} is kept in {registry.path}.")
     answer(made.id)
 
@@ -126,20 +139,42 @@ def sample(
     hand_out(speech, target)
 
 
-def _of_run(path: Path) -> dict[str, Any]:
-    """What a run says of its voice: lineage, and the scores of its best checkpoint where `csm evaluate` left them."""
-    from csm.model_folder import pointed_to, read_json
+def _check_speaks(model_path: str, speaker_id: int) -> None:
+    """Refuse a model that is whole nowhere, and a speaker that it has no symbol for."""
+    from csm.model_folder import open_folder
+    from csm.tokenizer import TextTokenizer
+
+    TextTokenizer(open_folder(model_path).beside).encode("a", speaker_id)
+
+
+def _of_run(path: Path, speaker_id: int) -> dict[str, Any]:
+    """What a run says of its voice: where it comes from, and its best checkpoint's scores if it was trained on it."""
     from csm.training.run_folder import RunFolder
-    from evaluation.score import Scores
 
     run = RunFolder(path.expanduser())
     if not run.exists:
         return {}
-    scores_path = run.path / "report" / "scores.json"
+    lineage, preset = run.lineage(), run.recipe().get("preset")
+    data = {key: value for key, value in lineage["data"].items() if key in _DATA}
+    kept = {"lineage": {"parent": lineage["parent"], "data": data, "preset": preset}}
+    speakers = data.get("speakers", [])
+    if speaker_id in speakers:
+        return {**kept, "scores": _scores_of_best(run.path)}
+    trained = " and ".join(map(str, speakers))
+    warn(
+        f"{path} was trained on speaker {trained}; what it speaks for {speaker_id} may be no voice, and has no scores."
+    )
+    return kept
+
+
+def _scores_of_best(run: Path) -> dict[str, Any]:
+    """What `csm evaluate` left; empty where it did not run or did not score the best."""
+    from csm.model_folder import pointed_to, read_json
+    from evaluation.score import Scores
+
+    scores_path, best = run / "report" / "scores.json", pointed_to(run, "best")
     systems = Scores.from_json(read_json(scores_path)).systems if scores_path.is_file() else []
-    best = pointed_to(run.path, "best")
-    scores: dict[str, Any] = next((s.summary for s in systems if best and s.name == best.name), {})
-    return {"lineage": run.lineage(), "scores": scores}
+    return next((s.summary for s in systems if best and s.name == best.name), {})
 
 
 def _row(one: Voice) -> list[str]:
@@ -166,7 +201,7 @@ def _table(rows: list[list[str]], headers: tuple[str, ...] = ()) -> str:
 def _target(found: Voice, output: Path | None) -> Path:
     """Where the sound goes: never over a file that the user has not named."""
     if output:
-        check_target(output.expanduser())
+        check_target(output)
         return output.expanduser()
     stem = re.sub(r"[^\w.-]+", "_", found.name)[:60].strip("._-") or "voice"
     target, number = Path(f"{stem}.wav"), 1

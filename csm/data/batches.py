@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from csm.data.examples import Example, ExampleSet, rng_for
+from csm.data.terms import repeated
 
 BUCKET_BATCHES = 16  # batches' worth of examples that are sorted by length together
 
@@ -82,24 +83,42 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
 class EpochBatches:
     """The micro-batches of any epoch, and the updates they make.
 
+    `often` says how many times an epoch shows each example, 1 where it is None; see `csm.data.terms.repeated`.
     An update takes `accumulate` micro-batches; the last of an epoch may have fewer, which changes nothing in its
     weighting, since losses are means over the tokens of the whole update.
     """
 
-    def __init__(self, examples: ExampleSet, batch_size: int, accumulate: int, decoder_fraction: float, seed: int):
+    def __init__(
+        self,
+        examples: ExampleSet,
+        batch_size: int,
+        accumulate: int,
+        decoder_fraction: float,
+        seed: int,
+        often: Sequence[float] | None = None,
+    ):
         self.examples, self.batch_size, self.accumulate = examples, batch_size, accumulate
         self.decoder_fraction, self.seed = decoder_fraction, seed
         self._order: tuple[int, list[list[int]]] = (-1, [])
         self._lengths = [len(source.own) for source in examples.sources]
-        micro_batches = -(-len(examples) // batch_size)
+        self._often, self._ids = often, [source.id for source in examples.sources]
+        micro_batches = -(-len(self._shown(0)) // batch_size)
         self.updates = -(-micro_batches // accumulate)
 
     def update(self, epoch: int, number: int) -> list[Batch]:
         """The micro-batches of update `number` (from 0) of `epoch`."""
         if self._order[0] != epoch:
-            self._order = (epoch, epoch_order(self._lengths, self.batch_size, self.seed, epoch))
+            shown = self._shown(epoch)
+            order = epoch_order([self._lengths[i] for i in shown], self.batch_size, self.seed, epoch)
+            self._order = (epoch, [[shown[i] for i in batch] for batch in order])
         span = self._order[1][number * self.accumulate : (number + 1) * self.accumulate]
         return [self._batch(indices, epoch) for indices in span]
+
+    def _shown(self, epoch: int) -> list[int]:
+        """The examples of an epoch, as often as each is shown; always equally many."""
+        if self._often is None:
+            return list(range(len(self.examples)))
+        return repeated(self._ids, self._often, self.seed, epoch)
 
     def _batch(self, indices: list[int], epoch: int) -> Batch:
         examples = [self.examples.example(i, epoch) for i in indices]

@@ -6,8 +6,9 @@ Every choice is a function of (seed, epoch, example id), drawn in numpy, so that
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,8 +24,8 @@ from csm.tokenizer import TextTokenizer
 class Source:
     """A turn that may be a target: its own rows, and where its context comes from.
 
-    `before` are the turns of its conversation that precede it, nearest last; a clip that stands alone has none and
-    takes other clips of `pool`, its speaker's clips in the same split.
+    `before` are the turns of its conversation that precede it, nearest last; a clip that stands alone has none and takes
+    other recordings of its speaker in the same split.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Source:
     own: Frames
     before: tuple[Frames, ...] = ()
     alone: bool = True
+    text: str = ""
 
     @cached_property
     def sound(self) -> bytes:
@@ -79,15 +81,18 @@ def make_sources(
         for i, t in enumerate(conversation):
             names[t.row.name] += 1
             id = t.row.name if names[t.row.name] == 1 else f"{t.row.name} ({names[t.row.name]})"
-            sources.append(Source(id, t.row.speaker, rows[i], tuple(rows[:i]), len(conversation) == 1))
+            sources.append(Source(id, t.row.speaker, rows[i], tuple(rows[:i]), len(conversation) == 1, t.row.text))
         out.append(sources)
     return out
 
 
-def split(conversations: list[list[Source]], share: float, seed: int) -> tuple[list[Source], list[Source]]:
+def split(
+    conversations: list[list[Source]], share: float, seed: int, of_note: Callable[[Source], bool] | None = None
+) -> tuple[list[Source], list[Source]]:
     """Train and validation sources; whole conversations (or files) go to one side, at least one to each.
 
-    Conversations that share a recording stay together, so that nothing validated on was trained on.
+    Conversations that share a recording stay together, so that nothing validated on was trained on. Those with a source
+    `of_note` are divided by themselves, so that both sides have some where there are two.
 
     Raises:
         CsmError: a validation share is wanted and there is nothing to divide.
@@ -99,12 +104,17 @@ def split(conversations: list[list[Source]], share: float, seed: int) -> tuple[l
         raise CsmError(
             "one clip or conversation cannot be split into training and validation.", "Give more, or --val-split 0."
         )
-    count = min(max(1, round(share * len(groups))), len(groups) - 1)
-    chosen = rng_for(seed, 0, "", "split").permutation(len(groups))[:count].tolist()
-    held = {number for group in chosen for number in groups[group]}
+    noted = [g for g in groups if of_note and any(of_note(s) for number in g for s in conversations[number])]
+    strata = [part for part in (noted, [g for g in groups if g not in noted]) if len(part) > 1] or [groups]
+    held = {number for part in strata for group in _drawn(part, share, seed) for number in group}
     train = [s for i, c in enumerate(conversations) if i not in held for s in c]
     validation = [s for i, c in enumerate(conversations) if i in held for s in c]
     return train, validation
+
+
+def _drawn(groups: list[list[int]], share: float, seed: int) -> list[list[int]]:
+    count = min(max(1, round(share * len(groups))), len(groups) - 1)
+    return [groups[i] for i in rng_for(seed, 0, "", "split").permutation(len(groups))[:count].tolist()]
 
 
 def _sharing_sound(conversations: list[list[Source]]) -> list[list[int]]:
@@ -135,18 +145,26 @@ class ExampleSet:
         context_turns: how many turns precede a target at most.
         longest: rows that fit the model; context gives way, oldest first, before the target does.
         seed: of every draw.
+        context_dropout: the share of examples that an epoch shows without their context.
 
     Raises:
         CsmError: a target alone is longer than the model takes.
     """
 
-    def __init__(self, sources: Sequence[Source], context_turns: int, longest: int, seed: int):
+    def __init__(
+        self, sources: Sequence[Source], context_turns: int, longest: int, seed: int, context_dropout: float = 0.0
+    ):
         self.sources, self.context_turns, self.longest, self.seed = list(sources), context_turns, longest, seed
+        self.context_dropout = context_dropout
         for source in self.sources:
             if len(source.own) > longest:
                 raise CsmError(
                     f"{source.id} needs {len(source.own)} rows and the model takes {longest}.", "Cut it into clips."
                 )
+        self._pools: dict[int, list[int]] = {}  # of each speaker, the clips that stand alone
+        for index, source in enumerate(self.sources):
+            if source.alone:
+                self._pools.setdefault(source.speaker, []).append(index)
         self._plain = [Example(s.id, s.own, 0) for s in self.sources] if context_turns == 0 else None
 
     def __len__(self) -> int:
@@ -170,12 +188,15 @@ class ExampleSet:
 
     def _context(self, index: int, epoch: int) -> list[Frames]:
         source = self.sources[index]
+        if self.context_dropout and rng_for(self.seed, epoch, source.id, "dropout").random() < self.context_dropout:
+            return []
         if not source.alone:
             return list(source.before[-self.context_turns :])
-        pool = [i for i, s in enumerate(self.sources) if s.alone and s.speaker == source.speaker and i != index]
         draw = rng_for(self.seed, epoch, source.id, "context")
-        chosen = draw.permutation(len(pool))[: self.context_turns]
-        return [self.sources[pool[i]].own for i in chosen]
+        pool = self._pools[source.speaker]
+        chosen = (self.sources[pool[i]] for i in draw.permutation(len(pool)))
+        others = (s.own for s in chosen if s.sound != source.sound)
+        return list(itertools.islice(others, self.context_turns))
 
     def depth_frames(self, example: Example, epoch: int, fraction: float) -> np.ndarray:
         """Which of the example's targets train the depth decoder, `(n,)` bool: at least one, the end always."""

@@ -10,6 +10,8 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,19 +21,22 @@ from safetensors.torch import save_file
 from csm.adapter import AdapterPlan
 from csm.adapter_folder import AUDIO_ALIAS, AUDIO_TABLE, BASE, CONFIG, PREFIX, TENSORS, peft_config, read_base
 from csm.errors import CsmError
+from csm.layouts import out_of_layout
 from csm.model_folder import BESIDE_WEIGHTS, ModelFolder
 from csm.torch.lora import adapter_state, merge_tensors
 from csm.torch.lora_file import read_adapter
 from csm.torch.model import Csm
+from csm.torch_file import SUFFIXES, read_torch_file
 from csm.weights import CODEC_PREFIX, INDEX, parameter_shapes
 
 TRAINED, UNCHANGED = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
 def read_tensors(folder: ModelFolder, names: list[str]) -> dict[str, torch.Tensor]:
-    """The tensors `names`, as stored; those that the folder's adapter changes in fp32, with it taken in.
+    """transformers' tensors `names`, in the dtype they are stored in, in transformers' order of rows.
 
-    An adapter with biases adds tensors `....bias`, which a CSM else has none of.
+    Those that the folder's adapter changes come in fp32, with it taken in; one with biases adds tensors `....bias`, which a
+    CSM else has none of.
     """
     if folder.base is not None:
         tensors = read_tensors(folder.base, names)
@@ -44,9 +49,20 @@ def read_tensors(folder: ModelFolder, names: list[str]) -> dict[str, torch.Tenso
         by_file.setdefault(file, []).append((name, stored))
     tensors = {}
     for file, pairs in by_file.items():
-        with safe_open(file, framework="pt") as opened:
-            tensors |= {name: opened.get_tensor(stored) for name, stored in pairs}
+        with opened(file) as tensor_of:
+            read = {name: tensor_of(stored) for name, stored in pairs}
+        tensors |= {name: out_of_layout(name, value, folder.layout, folder.config) for name, value in read.items()}
     return tensors
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Callable[[str], torch.Tensor]]:
+    """A function from a tensor's stored name to the tensor, for a safetensors or a `.pt` file."""
+    if file.suffix in SUFFIXES:
+        yield read_torch_file(file).__getitem__
+    else:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors.get_tensor
 
 
 def load_model(folder: ModelFolder, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Csm:
@@ -79,15 +95,9 @@ def write_unchanged(folder: ModelFolder, trained: set[str], out: Path) -> None:
     try:
         names = [name for name in parameter_shapes(folder.config) if name not in trained] + folder.codec_names
         tensors = read_tensors(folder, names)
-        if set(tensors) - set(names):
-            raise CsmError(
-                f"{folder.path} is an adapter with biases (lora_bias), and a model folder has no place for them.",
-                "Train another adapter on it, with --method lora, or one without lora_bias.",
-            )
+        refuse_biases(folder, tensors)
         save_tensors(tensors, beside / UNCHANGED)
-        for name in ("config.json", *BESIDE_WEIGHTS):
-            if (folder.home / name).is_file():
-                shutil.copyfile(folder.home / name, beside / name)
+        copy_companions(folder, beside)
         files = dict.fromkeys(sorted(trained), TRAINED) | dict.fromkeys(names, UNCHANGED)
         (beside / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}, indent=1))
         os.rename(beside, out)
@@ -115,8 +125,34 @@ def write_adapter(model: Csm, plan: AdapterPlan, unchanged: Path, out: Path) -> 
     (out / CONFIG).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def refuse_biases(folder: ModelFolder, tensors: Iterable[str]) -> None:
+    """CsmError where the tensors that were read of a folder hold biases of an adapter."""
+    if any(name.endswith(".bias") and not name.startswith(CODEC_PREFIX) for name in tensors):
+        raise CsmError(
+            f"{folder.path} is an adapter with biases (lora_bias), and a model folder has no place for them.",
+            "Train another adapter on it, with --method lora, or one without lora_bias.",
+        )
+
+
+def copy_companions(folder: ModelFolder, out: Path) -> None:
+    """Put transformers' config and what else stands beside a model's weights into `out`."""
+    own = folder.beside / "config.json"
+    raw = {key: value for key, value in folder.raw_config.items() if key != "transformers_weights"}
+    if own.is_file() and json.loads(own.read_text(encoding="utf-8-sig")) == raw:
+        shutil.copyfile(own, out / "config.json")
+    else:
+        (out / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+    for name in BESIDE_WEIGHTS:
+        if (folder.beside / name).is_file():
+            shutil.copyfile(folder.beside / name, out / name)
+
+
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file that others may read; the library alone would make it private."""
+    """Write a safetensors file that others may read; the library alone would make it private.
+
+    Raises:
+        OSError: the disk is full or the like, which the library tells in a kind of its own.
+    """
     try:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from csm.backend import Sampling
 from csm.config import Stack
-from csm.frames import END_CODE, Frames
+from csm.frames import Frames, is_end
 from csm.torch.model import Csm, Layer, Linear, Transformer, rope_tables
 
 
@@ -185,7 +185,7 @@ class TorchFrameGenerator:
             start = end
             codes = self._frame(state, picker)
             values = codes.cpu().numpy()
-            if (values[:-1] == END_CODE).all():
+            if is_end(values):
                 return
             yield values
             rows = F.embedding(codes + self.offsets, self.audio_table).sum(0, keepdim=True)

@@ -57,28 +57,28 @@ def _turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class _FeedForward(torch.autograd.Function):
-    """Keeps the two products with gate and up; what is between them and `down` is made again for the gradient."""
+    """Keeps what goes into `down` and what comes out of gate and up; silu is computed again for the gradient."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
         gated, raised = rows @ gate.t(), rows @ up.t()
-        ctx.save_for_backward(rows, gate, up, down, gated, raised)
-        return F.silu(gated).mul_(raised) @ down.t()
+        inner = F.silu(gated).mul_(raised)
+        ctx.save_for_backward(rows, gate, up, down, gated, raised, inner)
+        return inner @ down.t()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, gate, up, down, gated, raised = ctx.saved_tensors
+        rows, gate, up, down, gated, raised, inner = ctx.saved_tensors
         wants_rows, wants_gate, wants_up, wants_down = ctx.needs_input_grad
-        active, through = F.silu(gated), grad @ down
-        grad_down = grad.t() @ (active * raised) if wants_down else None
-        active.mul_(through)  # the gradient of raised
-        through.mul_(raised)
-        torch.ops.aten.silu_backward.grad_input(through, gated, grad_input=through)  # the gradient of gated
+        grad_inner = grad @ down
+        grad_raised = F.silu(gated).mul_(grad_inner)
+        grad_gated = grad_inner.mul_(raised)
+        torch.ops.aten.silu_backward.grad_input(grad_gated, gated, grad_input=grad_gated)
         return (
-            (through @ gate).addmm_(active, up) if wants_rows else None,
-            through.t() @ rows if wants_gate else None,
-            active.t() @ rows if wants_up else None,
-            grad_down,
+            (grad_gated @ gate).addmm_(grad_raised, up) if wants_rows else None,
+            grad_gated.t() @ rows if wants_gate else None,
+            grad_raised.t() @ rows if wants_up else None,
+            grad.t() @ inner if wants_down else None,
         )
 
 

@@ -27,14 +27,6 @@ class Codes:
     targets: Tensor
 
 
-@dataclass(frozen=True)
-class Weights:
-    """What one token weighs in the update's loss: semantic for codebook 0, acoustic for the others."""
-
-    semantic: float
-    acoustic: float
-
-
 def read_codes(model: Csm, batch: Batch) -> Codes:
     """Gather the audio table's rows that the batch needs."""
     device = model.audio_table.device
@@ -66,15 +58,14 @@ def head_rows(model: Csm, batch: Batch, codes: Codes, states: Tensor) -> tuple[T
     return out[:, 1:].transpose(0, 1).contiguous(), targets[:, 1:].t().contiguous()
 
 
-def loss(model: Csm, batch: Batch, codes: Codes, states: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-    """Weighted sums of cross entropies, (semantic, acoustic), each a scalar with a gradient."""
+def loss(model: Csm, batch: Batch, codes: Codes, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of cross entropies, (semantic, acoustic), each a scalar with a gradient."""
     dtype, heads = states.dtype, model.depth_decoder.codebooks_head
     first = codes.targets[_on(states.device, batch.targets)][:, 0]
     added = model.lm_head.low_rank(states[None])
     semantic = cross_entropy_sum(states[None], model.lm_head.heads(dtype), first[None], added)
     rows, targets = head_rows(model, batch, codes, states)
-    acoustic = cross_entropy_sum(rows, heads.heads(dtype), targets, heads.low_rank(rows))
-    return weights.semantic * semantic, weights.acoustic * acoustic
+    return semantic, cross_entropy_sum(rows, heads.heads(dtype), targets, heads.low_rank(rows))
 
 
 @torch.no_grad()

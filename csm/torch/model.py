@@ -12,11 +12,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from csm.config import ModelConfig, Stack
 from csm.torch.kernels import feed_forward, rms_norm, rotate, swiglu
 
-FRAMES_CPU = 64  # frames that pass the depth decoder together, so that what a layer makes stays in the cache
+FRAMES_CPU = 64  # frames that pass the depth decoder together: smaller temporaries, which the allocator hands out again
 
 
 LowRank = tuple[Tensor, Tensor]  # what heads read a second time (C, N, r), and the heads of that (C, r, V)
@@ -137,21 +138,25 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A Llama stack over embedded rows `(B, T, width)`, its final norm included."""
+    """A Llama stack over embedded rows `(B, T, width)`, its final norm included.
+
+    With `checkpointing` set, on this instance alone, a layer keeps its input only and is run again for its gradients
+    (Chen et al., 2016): the same numbers for less memory.
+    """
 
     def __init__(self, stack: Stack):
         super().__init__()
-        self.stack = stack
+        self.stack, self.checkpointing = stack, False
         self.layers = nn.ModuleList(Layer(stack) for _ in range(stack.num_hidden_layers))
         self.norm = Norm(stack.hidden_size, stack.rms_norm_eps)
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self.run(rows)
-
-    def run(self, rows: Tensor) -> Tensor:
         cos, sin = rope_tables(self.stack, rows.shape[1], rows.device, rows.dtype)
         for layer in self.layers:
-            rows = layer(rows, cos, sin)
+            if self.checkpointing and torch.is_grad_enabled():
+                rows = checkpoint(layer, rows, cos, sin, use_reentrant=False)
+            else:
+                rows = layer(rows, cos, sin)
         return self.norm(rows)
 
 
@@ -166,7 +171,8 @@ class DepthTransformer(Transformer):
     def forward(self, rows: Tensor) -> Tensor:
         """(N, K, W): the backbone's state, then the embedded codes 0..K-2 -> (N, K, D)."""
         together = FRAMES_CPU if rows.device.type == "cpu" else max(1, len(rows))
-        return torch.cat([self.run(self.inputs_embeds_projector(part)) for part in rows.split(together)])
+        stack = super().forward
+        return torch.cat([stack(self.inputs_embeds_projector(part)) for part in rows.split(together)])
 
 
 class CodebookHeads(nn.Module):
@@ -213,6 +219,10 @@ class Csm(nn.Module):
         self.backbone_model = Transformer(config.backbone)
         self.lm_head = Linear(config.backbone.hidden_size, config.vocab_size)
         self.depth_decoder = DepthDecoder(config)
+
+    def checkpoint_layers(self, on: bool) -> None:
+        """Whether this model's layers trade time for memory in training; see `Transformer`."""
+        self.backbone_model.checkpointing = self.depth_decoder.model.checkpointing = on
 
     @property
     def audio_table(self) -> Tensor:

@@ -1,13 +1,16 @@
 """One optimiser over one model: an update from however many micro-batches, scores without gradients, exact state.
 
-Where backbone and embeddings are frozen, the backbone's states are constants of the data: they are computed once for each
-example, alone and therefore always alike, and kept.
+Where backbone and embeddings are frozen and no context is drawn, the backbone's states are constants of the data: they are
+computed once for each example, alone and therefore always alike, and kept.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import resource
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from csm.model_folder import read_json
 from csm.recipe import Recipe
 from csm.torch.checkpoint import save_tensors, write_adapter, write_checkpoint
 from csm.torch.lora import attach, is_adapter_name
-from csm.torch.loss import Weights, backbone_states, loss, losses_each, read_codes
+from csm.torch.loss import backbone_states, loss, losses_each, read_codes
 from csm.torch.model import Csm
 
 STATES_BYTES = 4 << 30  # frozen states beyond this are computed again rather than kept
@@ -82,9 +85,10 @@ class TorchTrainer:
                 "the model is an adapter with biases (lora_bias), and a model folder has no place for them.",
                 "Train another adapter on it: --method lora.",
             )
+        model.checkpoint_layers(recipe.gradient_ckpt)
         groups = parameter_groups(model, recipe)
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=BETAS, eps=EPSILON, fused=True)
-        self.keeps_states = {group["group"] for group in groups} == {"decoder"}
+        self.keeps_states = {group["group"] for group in groups} == {"decoder"} and recipe.context_turns == 0
         self._states: dict[bytes, Tensor] = {}
         self._states_bytes = 0
 
@@ -103,15 +107,13 @@ class TorchTrainer:
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        weights = Weights(
-            self.recipe.semantic_weight / sum(len(b.targets) for b in batches),
-            self.recipe.acoustic_weight / sum(b.acoustic_tokens for b in batches),
-        )
+        semantic_tokens, acoustic_tokens = sum(len(b.targets) for b in batches), sum(b.acoustic_tokens for b in batches)
         semantic = acoustic = 0.0
         for batch in batches:
-            parts = self._losses(batch, weights)
-            (parts[0] + parts[1]).backward()
-            semantic, acoustic = semantic + parts[0].item(), acoustic + parts[1].item()
+            first, others = self._losses(batch)
+            first, others = first / semantic_tokens, others / acoustic_tokens
+            (self.recipe.semantic_weight * first + self.recipe.acoustic_weight * others).backward()
+            semantic, acoustic = semantic + first.item(), acoustic + others.item()
         norm = self._clip()
         if not np.isfinite([semantic, acoustic, norm]).all():
             self.optimizer.zero_grad(set_to_none=True)
@@ -121,31 +123,43 @@ class TorchTrainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {
-            "loss": semantic + acoustic,
-            "semantic_loss": semantic / max(self.recipe.semantic_weight, 1e-12),
-            "acoustic_loss": acoustic / max(self.recipe.acoustic_weight, 1e-12),
+            "loss": self.recipe.semantic_weight * semantic + self.recipe.acoustic_weight * acoustic,
+            "semantic_loss": semantic,
+            "acoustic_loss": acoustic,
             "grad_norm": norm,
         }
 
     def score(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Losses of each example without gradients: `semantic`, `acoustic` sums and their token counts, each (B,)."""
+        """Losses of each example without gradients: `semantic`, `acoustic` sums and their token counts, each (B,), and
+        `acoustic_each` (B, K - 1), the sums of each codebook after the first.
+        """
+        was_training = self.model.training
         self.model.eval()
         with torch.no_grad():
             codes = read_codes(self.model, batch)
             semantic, acoustic = losses_each(self.model, batch, codes, self._states_of(batch))
+        self.model.train(was_training)
         size, of = batch.shape[0], batch.example_of
         depth_of = of[batch.depth]
+        each = acoustic.double().cpu().numpy()
+        by_book = np.stack([np.bincount(depth_of, column, size) for column in each.T], 1)
         return {
             "semantic": np.bincount(of, semantic.double().cpu().numpy(), size),
             "semantic_tokens": np.bincount(of, minlength=size),
             "acoustic": np.bincount(depth_of, acoustic.double().sum(1).cpu().numpy(), size),
             "acoustic_tokens": np.bincount(depth_of, minlength=size) * acoustic.shape[1],
+            "acoustic_each": by_book,
         }
 
-    def _losses(self, batch: Batch, weights: Weights) -> tuple[Tensor, Tensor]:
+    def is_finite(self) -> bool:
+        """Whether every trained weight is a number."""
+        groups = self.optimizer.param_groups
+        return all(bool(torch.isfinite(p).all()) for group in groups for p in group["params"])
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         codes = read_codes(self.model, batch)
         states = self._states_of(batch) if self.keeps_states else backbone_states(self.model, batch, codes, self.dtype)
-        return loss(self.model, batch, codes, states, weights)
+        return loss(self.model, batch, codes, states)
 
     def _states_of(self, batch: Batch) -> Tensor:
         if not self.keeps_states:
@@ -208,6 +222,21 @@ class TorchTrainer:
             raise _damaged(folder, "it holds no random state") from None
         if self.model.audio_table.is_cuda and "cuda_random_state" in tensors:
             torch.cuda.set_rng_state(tensors["cuda_random_state"], self.model.audio_table.device)
+
+    def peak_memory(self) -> int:
+        """Bytes: the most that torch held on the GPU, else the most that the process held."""
+        device = self.model.audio_table.device
+        if device.type == "cuda":
+            return torch.cuda.max_memory_allocated(device)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Whatever draws random numbers inside, the run goes on as if nothing had."""
+        device = self.model.audio_table.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
 
     def save_model(self, unchanged: Path, out: Path) -> None:
         """Make `out` a loadable model folder; see `csm.torch.checkpoint.write_checkpoint`. With adapters, one of theirs."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from csm.codec import Codec
+from csm.config import ModelConfig
 from csm.data.clips import prepare_sound, text_fault
 from csm.data.codes import CodeCache, CodedTurn, Tokenised
 from csm.data.faults import Fault, require_usable
@@ -16,7 +17,9 @@ from csm.errors import CsmError
 from csm.segment import Conversation, Segment
 
 
-def tokenise_segments(data: Sequence[Segment | Conversation], codec: Codec, cache: CodeCache) -> Tokenised:
+def tokenise_segments(
+    data: Sequence[Segment | Conversation], codec: Codec, cache: CodeCache, config: ModelConfig
+) -> Tokenised:
     """Codes of every segment; a lone Segment is a conversation of one turn.
 
     Sound files go through the checks and the cache; waves (24 kHz) are trimmed and levelled in the same way; codes are
@@ -30,7 +33,7 @@ def tokenise_segments(data: Sequence[Segment | Conversation], codec: Codec, cach
         turns = [item] if isinstance(item, Segment) else list(item)
         coded = []
         for j, segment in enumerate(turns):
-            result = _code(segment, f"{i:05d}-{j:03d}", codec, cache)
+            result = _code(segment, f"{i:05d}-{j:03d}", codec, cache, config)
             if isinstance(result, Fault):
                 faults.append(result)
             else:
@@ -41,7 +44,7 @@ def tokenise_segments(data: Sequence[Segment | Conversation], codec: Codec, cach
     return Tokenised(conversations, faults, codec.frame_rate)
 
 
-def _code(segment: Segment, name: str, codec: Codec, cache: CodeCache) -> CodedTurn | Fault:
+def _code(segment: Segment, name: str, codec: Codec, cache: CodeCache, config: ModelConfig) -> CodedTurn | Fault:
     text, source = clean_text(segment.text), Path(f"segment {name}")
     if segment.audio is None:
         raise CsmError(f"segment {name} has no audio.", "Training needs the sound of every segment.")
@@ -54,7 +57,8 @@ def _code(segment: Segment, name: str, codec: Codec, cache: CodeCache) -> CodedT
     array = np.asarray(raw.detach().cpu() if hasattr(raw, "detach") else raw)
     row = Row(name, source, text, segment.speaker, source)
     if array.ndim == 2 and np.issubdtype(array.dtype, np.integer):
-        return CodedTurn(row, array.astype(np.int64))
+        problem = config.code_problem(array)
+        return Fault(source, problem) if problem else CodedTurn(row, array.astype(np.int64))
     if array.ndim != 1:
         return Fault(source, f"has audio of shape {array.shape}; it is (samples,), or integer codes (K, T)")
     wave = prepare_sound(array.astype(np.float32), codec.sample_rate, codec.sample_rate)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,17 +14,24 @@ from csm.backend import Trainer
 from csm.data.batches import Batch, EpochBatches
 from csm.errors import CsmError
 from csm.recipe import Recipe
+from csm.training.card import write_card
+from csm.training.events import open_events
 from csm.training.interrupt import Interrupted, StopSignals
+from csm.training.measure import distance, listen, validate
+from csm.training.memory import memory_explained
 from csm.training.metrics import MetricsFile
+from csm.training.overfit import learning_by_heart
 from csm.training.run_folder import Position, RunFolder
 from csm.training.schedule import cosine_with_warmup
+from csm.training.watchers import Watchers
 
-Report = Callable[[int, int, dict[str, float]], None]
+Result = TypeVar("Result")
+GROUPS = ("backbone", "decoder", "embeddings")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What the loop works with."""
+    """What the loop works with; `term_clips` says which examples of `validation`, in order, hold a term."""
 
     trainer: Trainer
     batches: EpochBatches
@@ -32,6 +39,8 @@ class Parts:
     run: RunFolder
     unchanged: Path
     recipe: Recipe
+    watch: Watchers = field(default_factory=Watchers)
+    term_clips: np.ndarray | None = None
 
     @property
     def steps(self) -> int:
@@ -44,87 +53,127 @@ class Parts:
         return self.recipe.save_every or self.batches.updates
 
 
-def train(parts: Parts, start: Position, report: Report) -> Position:
+def train(parts: Parts, start: Position) -> Position:
     """Run updates from `start` to the end of the recipe, saving on the way.
 
     Args:
         parts: everything the loop uses.
         start: where to go on; step 0 for a new run.
-        report: told (step, steps, values) after every update and validation.
+
+    Returns:
+        where it ended: at the last step, or where `early_stop` ended it.
 
     Raises:
-        CsmError: the loss is not finite; the step and the last good checkpoint are named.
+        CsmError: the loss is not finite (the step and the last good checkpoint are named), or memory ran out.
         Interrupted: a signal came; the state was saved first.
     """
     metrics, position = MetricsFile(parts.run.path / "metrics.jsonl"), start
     metrics.rewind(start.step)
+    if start.step >= parts.steps or _ended_early(start, parts.recipe):
+        return start
 
     # before the first update: how good is the base?
     if start.step == 0 and not metrics.read():
-        metrics.write({"step": 0, **validate(parts)})
+        metrics.write({"step": 0, **_sound(parts, 0, measure, 0, True)})
 
-    with StopSignals() as signals:
+    with StopSignals() as signals, open_events(parts.run, parts.recipe, start.step, parts.watch.notice) as events:
         for done in range(start.step + 1, parts.steps + 1):
+            if _ended_early(position, parts.recipe):
+                break
+
             # every step: one update
-            epoch, number = divmod(done - 1, parts.batches.updates)
-            factor = cosine_with_warmup(done - 1, parts.steps, parts.recipe.warmup_share)
-            began = time.perf_counter()
-            micro_batches = parts.batches.update(epoch, number)
-            try:
-                values = parts.trainer.step(micro_batches, factor * parts.recipe.learning_rate)
-            except FloatingPointError:
-                raise _not_finite(parts.run, done) from None
-            frames = sum(len(batch.targets) for batch in micro_batches)
-            values |= {"learning_rate": factor * parts.recipe.learning_rate, "epoch": float(epoch)}
-            values |= {"frames_per_second": frames / (time.perf_counter() - began)}
+            values = _sound(parts, done, update, done)
 
             # every save_every steps and at the end: validate, save
             due = done % parts.save_every == 0 or done == parts.steps
             if due:
-                values |= validate(parts)
-                position = _after(position, done, values.get("validation_loss"))
+                values |= _sound(parts, done, validate)
+            values |= listen(parts, done, due)
+            if due:
+                position = _after(position, done, distance(values, parts.recipe.select_by))
             metrics.write({"step": done, **values})
-            report(done, parts.steps, values)
-            if due or signals.received:
-                position = Position(done, position.best_loss, position.best_step)
-                save(parts, position)
+            events.write(done, values)
+            if due:
+                _sound(parts, done, save, position, values)
+                if warning := learning_by_heart(metrics.read()):
+                    parts.watch.notice(warning)
+            parts.watch.report(done, parts.steps, values)
 
-            # a signal: leave, after saving
-            if signals.received and done < parts.steps:
-                raise Interrupted(f"stopped by signal after step {done} of {parts.steps}; saved.", signals.received)
+            # a signal: save, leave
+            number = signals.received
+            if number is not None and done < parts.steps:
+                if not due:
+                    _sound(parts, done, save, replace(position, step=done), values)
+                raise Interrupted(f"stopped by signal after step {done} of {parts.steps}; saved.", number)
+    if position.step < parts.steps and _ended_early(position, parts.recipe):
+        parts.watch.notice(
+            f"ended early after step {position.step} of {parts.steps}: {position.stale} validations without a better "
+            f"{parts.recipe.select_by}; the best is step {position.best_step}."
+        )
     return position
 
 
-def validate(parts: Parts) -> dict[str, float]:
-    """Mean losses over the whole validation set; empty without one."""
-    if not parts.validation:
-        return {}
-    scores = [parts.trainer.score(batch) for batch in parts.validation]
-    total = {key: math.fsum(np.concatenate([s[key] for s in scores]).tolist()) for key in scores[0]}
-    semantic = total["semantic"] / total["semantic_tokens"]
-    acoustic = total["acoustic"] / total["acoustic_tokens"]
-    weighted = parts.recipe.semantic_weight * semantic + parts.recipe.acoustic_weight * acoustic
-    return {
-        "validation_loss": weighted,
-        "validation_semantic_loss": semantic,
-        "validation_acoustic_loss": acoustic,
-    }
+def measure(parts: Parts, step: int, due: bool) -> dict[str, float]:
+    """Validation, and what a listener says."""
+    return {**validate(parts), **listen(parts, step, due)}
 
 
-def save(parts: Parts, position: Position) -> None:
-    """Write the checkpoint of `position`."""
-    parts.run.save(position, lambda out: parts.trainer.save_model(parts.unchanged, out), parts.trainer.save)
+def update(parts: Parts, number: int) -> dict[str, float]:
+    """Update `number`, from 1: its losses, rates, speed and memory."""
+    epoch, within = divmod(number - 1, parts.batches.updates)
+    factor = cosine_with_warmup(number - 1, parts.steps, parts.recipe.warmup_share)
+    began = time.perf_counter()
+    micro_batches = parts.batches.update(epoch, within)
+    values = parts.trainer.step(micro_batches, factor * parts.recipe.learning_rate)
+    frames = sum(len(batch.targets) for batch in micro_batches)
+    speed, memory = frames / (time.perf_counter() - began), parts.trainer.peak_memory() / 1e6
+    values |= {"epoch": float(epoch), **_rates(parts.recipe, factor)}
+    return values | {"frames_per_second": speed, "peak_memory_mb": memory}
+
+
+def save(parts: Parts, position: Position, values: Mapping[str, float]) -> None:
+    """Write the checkpoint of `position` with its card, and drop those that `keep` does not keep.
+
+    FloatingPointError where a weight is not finite.
+    """
+    if not parts.trainer.is_finite():
+        raise FloatingPointError
+
+    def fill(out: Path) -> None:
+        parts.trainer.save_model(parts.unchanged, out)
+        write_card(out, parts.run.recipe(), parts.run.lineage(), position.step, values)
+
+    parts.run.save(position, fill, parts.trainer.save)
+    if parts.recipe.keep:
+        parts.run.prune(parts.recipe.keep)
 
 
 def _after(position: Position, step: int, loss: float | None) -> Position:
-    """The best so far, by validation loss; without validation the newest."""
+    """The best so far, by what the run goes by; without validation the newest."""
     if loss is None:
         return Position(step, None, step)
-    better = position.best_loss is None or loss < position.best_loss
-    return Position(step, loss if better else position.best_loss, step if better else position.best_step)
+    if position.best_loss is None or loss < position.best_loss:
+        return Position(step, loss, step)
+    return Position(step, position.best_loss, position.best_step, position.stale + 1)
 
 
-def _not_finite(run: RunFolder, step: int) -> CsmError:
-    steps = run.steps()
-    kept = f"The last good checkpoint is {run.checkpoint(steps[-1])}." if steps else "No checkpoint was written yet."
-    return CsmError(f"the loss is not finite at step {step}.", f"{kept} Try a lower --learning-rate.")
+def _ended_early(position: Position, recipe: Recipe) -> bool:
+    return 0 < recipe.early_stop <= position.stale
+
+
+def _rates(recipe: Recipe, factor: float) -> dict[str, float]:
+    """The learning rate of the update, and of each group that learns."""
+    rate = factor * recipe.learning_rate
+    learns = [group for group in GROUPS if not getattr(recipe, f"freeze_{group}")]
+    return {"learning_rate": rate} | {f"rate_{group}": rate * getattr(recipe, f"{group}_rate") for group in learns}
+
+
+def _sound(parts: Parts, step: int, work: Callable[..., Result], *arguments: Any) -> Result:
+    """Do a piece of work; what is not finite, or needs more memory than there is, ends the run with a sentence."""
+    try:
+        with memory_explained(parts.recipe, step):
+            return work(parts, *arguments)
+    except FloatingPointError:
+        steps = parts.run.steps()
+        good = f"The last good checkpoint is {parts.run.checkpoint(steps[-1])}." if steps else "Nothing was saved yet."
+        raise CsmError(f"the loss is not finite at step {step}.", f"{good} Try a lower --learning-rate.") from None

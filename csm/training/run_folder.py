@@ -9,24 +9,31 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from csm.errors import CsmError
-from csm.model_folder import read_json
+from csm.model_folder import pointed_to, read_json
 
 TRAINER = "trainer"
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run is: updates done, and the best validation loss so far with its step."""
+    """Where a run is: updates done, the best loss so far with its step, and how many validations ago that was.
+
+    The loss is whatever `best` goes by, lower being better; see `csm.training.measure.distance`.
+    """
 
     step: int = 0
     best_loss: float | None = None
     best_step: int = 0
+    stale: int = 0
 
 
 class RunFolder:
@@ -47,7 +54,7 @@ class RunFolder:
             CsmError: the folder holds something else already.
         """
         if self.path.exists() and (not self.path.is_dir() or not self._only_begun()):
-            raise CsmError(f"{self.path} is there already and is no run.", "Give another --output-dir, or --fresh.")
+            raise CsmError(f"{self.path} is there already and is no run.", "Give another --output-dir.")
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "lineage.json", lineage)
         write_json(self.path / "recipe.json", recipe)
@@ -72,12 +79,40 @@ class RunFolder:
             raise CsmError(f"{path} is damaged: it does not say where the run comes from.")
         return values
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process out while this one writes.
+
+        Raises:
+            CsmError: another process is at it.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise CsmError(f"{self.path} is in use by another process.", "Wait for it, or stop it first.") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
     def set_aside(self) -> Path:
-        """Move the folder to a free name beside itself."""
+        """Move the run to a free name beside itself.
+
+        Raises:
+            CsmError: the folder is no run, or another process writes to it.
+        """
+        if not self.exists and not (self.path.is_dir() and self._only_begun()):
+            raise CsmError(
+                f"{self.path} is there already and is no run.", "Move it yourself, or give another --output-dir."
+            )
+        with self.locked():
+            pass
         number = 1
-        while (target := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+        path = self.path.resolve()
+        while (target := path.with_name(f"{path.name}.old-{number}")).exists():
             number += 1
-        os.rename(self.path, target)
+        os.rename(path, target)
         return target
 
     def checkpoint(self, step: int) -> Path:
@@ -106,33 +141,52 @@ class RunFolder:
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
-        self.point("last", position.step)
-        self.point("best", position.best_step or position.step)
+        self._point(position)
         for step in self.steps():
             if step != position.step:
                 shutil.rmtree(self.checkpoint(step) / TRAINER, ignore_errors=True)
         return target
 
+    def _point(self, position: Position) -> None:
+        self.point("last", position.step)
+        self.point("best", position.best_step or position.step)
+
+    def prune(self, keep: int) -> None:
+        """Drop all checkpoints but the newest `keep` and those that `best` and `last` name; each goes whole."""
+        named = {(self.path / name).read_text().strip() for name in ("best", "last") if (self.path / name).is_file()}
+        for step in self.steps()[:-keep]:
+            if self.checkpoint(step).name not in named:
+                leaving = self.checkpoints / ".leaving"
+                shutil.rmtree(leaving, ignore_errors=True)
+                os.rename(self.checkpoint(step), leaving)
+                shutil.rmtree(leaving)
+
     def point(self, name: str, step: int) -> None:
         """Make `best` or `last` name the checkpoint of `step`."""
-        _write(self.path / name, f"step-{step:06d}\n")
+        write_text(self.path / name, f"step-{step:06d}\n")
 
     def latest(self) -> tuple[Path, Position] | None:
-        """The newest checkpoint that can be resumed, and where it stands."""
+        """The newest checkpoint that can be resumed, and where it stands.
+
+        A kill between a checkpoint and its pointers leaves `last` behind: then both are set right.
+        """
         for step in reversed(self.steps()):
             folder = self.checkpoint(step)
             if (folder / TRAINER / "position.json").is_file():
-                return folder, _read_position(folder / TRAINER / "position.json")
+                position = _read_position(folder / TRAINER / "position.json")
+                if not (self.path / "last").is_file() or pointed_to(self.path, "last") != folder:
+                    self._point(position)
+                return folder, position
         return None
 
 
 def _read_position(path: Path) -> Position:
-    values = read_json(path)
-    kinds = {"step": int, "best_loss": float | int | None, "best_step": int}
+    values = {"stale": 0, **read_json(path)}  # older runs lack it
+    kinds = {"step": int, "best_loss": float | int | None, "best_step": int, "stale": int}
     if (
         values.keys() != kinds.keys()
         or not all(isinstance(values[key], kind) for key, kind in kinds.items())
-        or (min(values["step"], values["best_step"]) < 0)
+        or (min(values["step"], values["best_step"], values["stale"]) < 0)
     ):
         raise CsmError(f"{path} is damaged: it does not say where the run stands.")
     return Position(**values)
@@ -140,7 +194,7 @@ def _read_position(path: Path) -> Position:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write JSON beside `path`, flush it, swap it in."""
-    _write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def now() -> str:
@@ -148,7 +202,8 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write text beside `path`, flush it, swap it in."""
     beside = path.with_name(f".{path.name}.part")
     try:
         with beside.open("w", encoding="utf-8") as file:

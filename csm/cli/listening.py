@@ -1,0 +1,82 @@
+"""Listener: what a run's model says on the way, kept as samples and compared with recordings of the voice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from csm.backend import Backend
+    from csm.data.row import Row
+    from csm.samples import SpokenSample
+
+RECORDINGS = 40  # of the data's own, where no reference is named: enough for a mean voice
+SEED = 0
+
+
+class Listener:
+    """Speaks fixed prompts with one seed, and says how like the voice they are.
+
+    Args:
+        backend: where the run trains; samples are spoken there too, threads and dtype being the run's.
+        run: the run folder; samples go to `samples/step-000200`, the base's to `samples/base`.
+        rows: the data, of which the speaker with the most clips among `speakers` is spoken as.
+        prompts: what is said; the built-in sentences where there are none.
+        reference: a folder of recordings; the data's own clips of that speaker where it is None.
+        speakers: whose turns are learned; None for all.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        run: Path,
+        rows: Sequence[Row],
+        prompts: Sequence[str] = (),
+        reference: Path | None = None,
+        speakers: set[int] | None = None,
+    ):
+        from csm.samples import DEFAULT_TEXTS
+
+        self.backend, self.run, self.prompts, self.reference = backend, run, prompts or DEFAULT_TEXTS, reference
+        learned = [row for row in rows if speakers is None or row.speaker in speakers]
+        self.speaker = Counter(row.speaker for row in learned).most_common(1)[0][0]
+        self.recordings = [row.audio for row in learned if row.speaker == self.speaker][:RECORDINGS]
+
+    def __call__(self, folder: Path, step: int) -> dict[str, float]:
+        """`speaker_similarity`, the mean over the prompts, 0 for one that was not spoken; and how many were."""
+        from csm.generator import Generator
+        from csm.model_folder import open_folder
+        from csm.samples import speak_samples
+
+        generator = Generator(open_folder(folder), self.backend)
+        target = self.run / "samples" / (f"step-{step:06d}" if step else "base")
+        spoken = speak_samples(generator, self.prompts, self.speaker, (SEED,), target)
+        likeness = [self._likeness(sample) for sample in spoken]
+        known = [value for value in likeness if value is not None]
+        return {"speaker_similarity": sum(known) / len(spoken), "samples_spoken": float(len(known))}
+
+    def _likeness(self, sample: SpokenSample) -> float | None:
+        from csm.audio import read_audio
+        from evaluation.speaker import embed, similarity, unusable
+
+        if sample.path is None:
+            return None
+        wave, rate = read_audio(sample.path)
+        return None if unusable(wave, rate) else similarity(embed(wave, rate), self.voice)
+
+    @cached_property
+    def voice(self) -> np.ndarray:
+        """The mean voice of the recordings, `(256,)`."""
+        from csm.audio import read_audio
+        from evaluation.reference import Reference
+        from evaluation.sample import Sample
+
+        if self.reference:
+            return Reference.from_folder(self.reference).embedding
+        recordings = [Sample(path.name, None, 0, *read_audio(path)) for path in self.recordings]
+        return Reference.from_recordings("the data's recordings", recordings).embedding

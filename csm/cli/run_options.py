@@ -1,0 +1,93 @@
+"""Flags around a run: whose turns are learned, when it ends, what is kept of it, what it says on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from csm.cli.options import PATH, Command
+from csm.errors import CsmError
+
+SELECT_BY = ("validation_loss", "speaker_similarity")
+LOGS = ("tensorboard", "wandb", "trackio")
+
+
+class _Listed(click.ParamType):
+    """Values between commas; the flag may be repeated as well."""
+
+    name = "LIST"
+
+    def __init__(self, kind: Callable[[str], Any], known: tuple[str, ...] = ()):
+        self.kind, self.known = kind, known
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        try:
+            parts = tuple(self.kind(part) for part in str(value).replace(",", " ").split())
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers, like 0,2.", param, ctx)
+        if self.known and set(parts) - set(self.known):
+            self.fail(f"{value!r} is not one or more of {', '.join(self.known)}.", param, ctx)
+        return parts
+
+
+_OPTIONS = (
+    click.option("--mask-speaker-ids", multiple=True, type=_Listed(int), help="speakers whose turns are context only"),
+    click.option("--only-speaker-ids", multiple=True, type=_Listed(int), help="the speakers whose turns are learned"),
+    click.option("--context-dropout", type=float, help="share of examples an epoch shows without their context"),
+    click.option("--early-stop", type=int, help="end after so many validations without a better one; 0 never"),
+    click.option("--select-by", type=click.Choice(SELECT_BY), help="what `best` and --early-stop go by"),
+    click.option("--sample-every", type=int, help="speak fixed prompts every so many updates; 0 never"),
+    click.option("--sample-prompt", "sample_prompts", multiple=True, help="a prompt for samples; may be repeated"),
+    click.option("--reference", type=PATH, help="recordings that samples are compared with; default: the data's own"),
+    click.option("--keep", type=int, help="the newest checkpoints to keep, beside the best; 0 keeps all"),
+    click.option("--gradient-ckpt/--no-gradient-ckpt", default=None, help="less memory for more time, equal numbers"),
+    click.option("--log-to", multiple=True, type=_Listed(str, (*LOGS, "none")), help="default: tensorboard"),
+)
+_TERMS = (
+    click.option("--terms", type=PATH, help="a file of terms, one a line: their clips are shown more often"),
+    click.option("--term-factor", type=float, help="how many times an epoch shows a clip with a term  [default: 3]"),
+)
+KEYS = (
+    "mask_speaker_ids", "only_speaker_ids", "context_dropout", "early_stop", "select_by", "sample_every",
+    "sample_prompts", "keep", "gradient_ckpt", "log_to", "term_factor",
+)  # fmt: skip
+
+
+def steers_run(command: Command) -> Command:
+    """The flags of every command that trains."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def names_terms(command: Command) -> Command:
+    """The flags of `domain` alone."""
+    for option in reversed(_TERMS):
+        command = option(command)
+    return command
+
+
+def run_layer(flags: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's values that these flags give; None where a flag was not given.
+
+    Raises:
+        CsmError: the file of terms cannot be used.
+    """
+    values = {key: flags.get(key) for key in KEYS}
+    for key in ("mask_speaker_ids", "only_speaker_ids", "log_to"):
+        given = values[key]
+        values[key] = tuple(dict.fromkeys(part for parts in given for part in parts)) if given else None
+    values["sample_prompts"] = values["sample_prompts"] or None
+    if values["log_to"] and "none" in values["log_to"]:
+        if len(values["log_to"]) > 1:
+            raise CsmError("--log-to none goes with no other.")
+        values["log_to"] = ()
+    if flags.get("terms"):
+        from csm.data.terms import read_terms
+
+        values["terms"] = read_terms(flags["terms"])
+    return values

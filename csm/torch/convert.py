@@ -1,0 +1,75 @@
+"""Models from layout to layout, and with an adapter merged in: read whole, written beside, renamed.
+
+What is written holds all that reading it back needs: weights, config, codec, tokenizer. The weights pass through memory
+once, in the dtype they are stored in.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from csm.errors import CsmError
+from csm.flavours import write_config
+from csm.layouts import CSM_MLX, TRANSFORMERS, into_layout, stored_name
+from csm.model_folder import ModelFolder
+from csm.torch.adapter_folder import read_adapter
+from csm.torch.checkpoint import copy_companions, read_tensors, refuse_biases, save_tensors
+from csm.torch.merge import merge
+from csm.weights import AUDIO_TABLE, AUDIO_TABLE_ALIAS, CODEC_FILE, parameter_shapes
+from csm.whole_folder import whole_folder
+
+WEIGHTS = {CSM_MLX: "ckpt.safetensors"}
+
+
+def convert(folder: ModelFolder, out: Path, layout: str) -> None:
+    """Write a model to the new folder `out` in a layout, bit for bit the same numbers.
+
+    Raises:
+        CsmError: `out` is there, or the model's two copies of the audio table differ.
+        OSError: the disk is full; nothing is left of `out`.
+    """
+    with whole_folder(out) as part:
+        write_model(folder, read_weights(folder), part, layout)
+        if (folder.beside / "README.md").is_file():
+            shutil.copyfile(folder.beside / "README.md", part / "README.md")
+
+
+def merge_adapter(folder: ModelFolder, adapter: Path, out: Path) -> None:
+    """Write a model with an adapter merged in to the new folder `out`, in transformers' layout.
+
+    Raises:
+        CsmError: as `convert`; the adapter does not fit the model or belongs to another.
+    """
+    with whole_folder(out) as part:
+        weights = merge(read_weights(folder), read_adapter(adapter, folder), str(adapter))
+        write_model(folder, weights, part, TRANSFORMERS)
+
+
+def read_weights(folder: ModelFolder) -> dict[str, torch.Tensor]:
+    """Every parameter by transformers' name; the tied audio table once."""
+    if AUDIO_TABLE in folder.files and AUDIO_TABLE_ALIAS in folder.files:
+        both = read_tensors(folder, [AUDIO_TABLE, AUDIO_TABLE_ALIAS])
+        if not torch.equal(both[AUDIO_TABLE], both[AUDIO_TABLE_ALIAS]):
+            raise CsmError(f"{folder.path} holds two audio tables that differ: {AUDIO_TABLE}, {AUDIO_TABLE_ALIAS}.")
+    weights = read_tensors(folder, list(parameter_shapes(folder.config)))
+    refuse_biases(folder, weights)
+    return weights
+
+
+def write_model(folder: ModelFolder, weights: dict[str, torch.Tensor], out: Path, layout: str) -> None:
+    """Fill the folder `out` with `weights` (transformers' names) in a layout, and all that belongs beside them."""
+    codec = read_tensors(folder, folder.codec_names)
+    copy_companions(folder, out)
+    named = {stored_name(n, layout): into_layout(n, t, layout, folder.config).contiguous() for n, t in weights.items()}
+    file = out / WEIGHTS.get(layout, "model.safetensors")
+    if layout == TRANSFORMERS:
+        save_tensors({**named, **codec}, file)
+        return
+    save_tensors(named, file)
+    save_tensors(codec, out / CODEC_FILE)
+    raw = json.loads((out / "config.json").read_text(encoding="utf-8-sig"))
+    (out / "config.json").write_text(json.dumps(write_config(raw, folder.config), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,122 @@
+"""Progress on a terminal and off it: what is said while a bar is live stands on lines of its own; what training tells, when."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from csm.cli.finetune import main
+from csm.cli.progress import Progress
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = """
+from csm.cli.progress import Progress
+with Progress("training") as bar:
+    for step in range(1, 9):
+        bar.update(step, 8, "loss [1]")
+        if step % 2 == 0:
+            bar.say(f"step {step}: loss [bold]1 of a long line that is wider than the window is, saved")
+"""
+
+
+def on_a_terminal(program: str) -> str:
+    """What a terminal of 60 columns gets."""
+    reader, writer = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "60", "TERM": "xterm"}
+    environment.pop("NO_COLOR", None)
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=writer, stdout=writer, env=environment)
+    os.close(writer)
+    received = b""
+    while True:
+        try:
+            received += (part := os.read(reader, 4096))
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+    os.close(reader)
+    assert process.wait() == 0, received
+    return received.decode()
+
+
+def test_lines_beside_a_bar_stand_by_themselves() -> None:
+    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", on_a_terminal(PROGRAM))
+    lines = [line.strip() for line in re.split(r"[\r\n]+", text)]
+    said = [line for line in lines if "saved" in line]
+    wanted = [f"step {n}: loss [bold]1 of a long line that is wider than the window is, saved" for n in (2, 4, 6, 8)]
+    assert said == wanted
+    assert any(line.startswith("training") and "8/8" in line for line in lines), "the bar was live"
+
+
+def test_off_a_terminal_lines_go_to_stderr() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.stdout == ""
+    assert [line[:6] for line in done.stderr.splitlines() if "saved" in line] == [f"step {n}" for n in (2, 4, 6, 8)]
+    assert "training: 8/8  loss [1]" in done.stderr.splitlines()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def train(clips: Path, cache: Path, out: Path, *words: object, code: int = 0) -> list[str]:
+    data = ["--audio-dir", clips / "audio", "--transcript-dir", clips / "transcripts", "--speaker-id", 5]
+    words = (*data, "--output-dir", out, "--cache-dir", cache, "--threads", 1, "--save-every", 1, *words)
+    done: Result = CliRunner().invoke(main, ["voice-adapt", *map(str, words)])
+    assert done.exit_code == code, done.stderr
+    return done.stderr.splitlines()
+
+
+def at(lines: list[str], start: str) -> int:
+    (found,) = [number for number, line in enumerate(lines) if line.startswith(start)]
+    return found
+
+
+def test_training_tells_where_it_begins_before_it_does(clip_folder: Path, cache: Path, tmp_path: Path) -> None:
+    """The base's loss is metrics' step 0; an old run's new place and the step it goes on from stand before any step."""
+    run = tmp_path / "run"
+    first = train(clip_folder, cache, run, "--max-steps", 2)
+    base = float((run / "metrics.jsonl").read_text().split('"validation_loss": ')[1].split(",")[0])
+    assert first[at(first, "the base: ")] == f"the base: validation {base:.4g}"
+    assert at(first, "the base: ") < at(first, "step 1: ") < at(first, "step 2: ")
+    assert not [line for line in first if line.startswith(("the run stands", "the old run"))]
+
+    fresh = train(clip_folder, cache, run, "--max-steps", 2, "--fresh")
+    assert fresh[at(fresh, "the old run")] == f"the old run was moved to {run}.old-1"
+    assert at(fresh, "the old run") < at(fresh, "the base: ")
+
+    done = train(clip_folder, cache, run, "--max-steps", 2)
+    assert at(done, "this run is done already: 2 steps") < at(done, "best checkpoint:")
+
+
+def test_going_on_is_told_before_the_first_step(
+    clip_folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = Progress.update
+
+    def interrupt(bar: Progress, done: int, total: int, note: str = "") -> None:
+        update(bar, done, total, note)
+        if bar.title == "training":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Progress, "update", interrupt)
+    train(clip_folder, cache, tmp_path / "run", "--max-steps", 2, code=130)
+    monkeypatch.undo()
+    lines = train(clip_folder, cache, tmp_path / "run", "--max-steps", 2)
+    assert at(lines, "the run stands at step 1") < at(lines, "the base: ") < at(lines, "step 2: ")
+
+
+def test_a_run_without_validation_tells_no_base(clip_folder: Path, cache: Path, tmp_path: Path) -> None:
+    lines = train(clip_folder, cache, tmp_path / "run", "--max-steps", 1, "--val-split", 0)
+    assert not [line for line in lines if line.startswith("the base")]
