@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +15,7 @@ from csm.model_folder import ModelFolder, open_folder
 from csm.recipe import Recipe
 
 RECIPE = Recipe(learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, max_grad_norm=0.0, embeddings_rate=1.0)
+ADAPTER = replace(RECIPE, method="lora", lora_targets=("attn",))
 
 
 def load(folder: str, dtype: str, threads: int) -> OurPeer:
@@ -36,10 +38,13 @@ class OurPeer:
     def trainer(self) -> Trainer:
         return self.backend.trainer(self.folder, RECIPE)
 
+    @cached_property
+    def adapter_trainer(self) -> Trainer:
+        return self.backend.trainer(self.folder, ADAPTER, self.folder.path / "lora")
+
     def train_step(self, batch: Arrays, lora: bool, decoder_fraction: float) -> float:
-        if lora:
-            raise NotImplementedError("csm trains no LoRA adapters yet; measure train-full.")
-        return self.trainer.step([batch_of(batch)], LEARNING_RATE)["loss"]
+        trainer = self.adapter_trainer if lora else self.trainer
+        return trainer.step([batch_of(batch)], LEARNING_RATE)["loss"]
 
     def generate(self, text_ids: np.ndarray, frames: int) -> np.ndarray:
         """One prompt after the other: csm speaks for one listener."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from csm.data.batches import Batch
 from csm.frames import Frames
-from csm.model_folder import ModelFolder
+from csm.model_folder import ModelFolder, open_folder
 from csm.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -81,15 +81,25 @@ class Backend:
 
         return TorchFrameGenerator(load_model(folder, self.device, DTYPES[self.dtype]))
 
-    def trainer(self, folder: ModelFolder, recipe: Recipe) -> Trainer:
-        """A trainer over the folder's model; parameters in fp32, activations in this backend's dtype."""
+    def trainer(self, folder: ModelFolder, recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
+        """A trainer over the folder's model; parameters in fp32, activations in this backend's dtype.
+
+        Where `checkpoint` is given, the weights, or the adapter, are those that a run of this recipe saved there.
+        """
         import torch
 
         from csm.torch.checkpoint import load_model
         from csm.torch.device import DTYPES
+        from csm.torch.lora_file import read_adapter, set_adapter
         from csm.torch.trainer import TorchTrainer
 
-        return TorchTrainer(load_model(folder, self.device, torch.float32), recipe, DTYPES[self.dtype])
+        adapts = recipe.method == "lora"
+        source = open_folder(checkpoint) if checkpoint and not adapts else folder
+        model = load_model(source, self.device, torch.float32)
+        trainer = TorchTrainer(model, recipe, DTYPES[self.dtype])
+        if checkpoint and adapts:
+            set_adapter(model, read_adapter(checkpoint, model.config, {})[1])
+        return trainer
 
     def write_unchanged(self, folder: ModelFolder, trained: set[str], out: Path) -> None:
         """Write what a run leaves alone into the new folder `out`, for its checkpoints to share."""

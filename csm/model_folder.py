@@ -10,10 +10,11 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from csm.adapter_folder import BASE, CONFIG, TENSORS, is_adapter, read_base, read_plan
 from csm.config import ModelConfig
 from csm.errors import CsmError
 from csm.flavours import read_config
@@ -45,11 +46,13 @@ class ModelFolder:
 
     Attributes:
         path: what was named: a folder, or a bare weights file.
-        beside: the folder of tokenizer and the like; another than `path` for a bare file or where a base was given.
+        beside: the folder of tokenizer and the like; another than `path` for a bare file, where a base was given, and for
+            an adapter, whose base's it is.
         config: the model's shape.
         raw_config: transformers' config, whatever the layout of the weights.
-        files: where each tensor is, by transformers' names, the codec's among them.
+        files: where each tensor is, by transformers' names, the codec's among them; an adapter's are its base's.
         layout: how the files name and order the model's tensors; see `file_of`.
+        base: where `path` is an adapter folder, the model it was trained on; None for any other model.
     """
 
     path: Path
@@ -58,19 +61,23 @@ class ModelFolder:
     raw_config: Mapping[str, Any]
     files: Mapping[str, Path]
     layout: str = TRANSFORMERS
+    base: ModelFolder | None = None
 
     @cached_property
     def hash(self) -> str:
-        """sha256 over config, weights and tokenizer: what a lineage calls this model."""
+        """sha256 over config, weights and tokenizer: what a lineage calls this model. An adapter's is over its base's hash
+        and its own two files."""
+        if self.base is not None:
+            return _sha256(self.base.hash.encode(), self.path / CONFIG, self.path / TENSORS)
         own = self.path / "config.json"
         whole = self.layout == TRANSFORMERS and self.path == self.beside and own.is_file()
         config = own.read_bytes() if whole else json.dumps(self.raw_config, sort_keys=True).encode()
-        digest = hashlib.sha256(config)
-        for file in [*sorted(set(self.files.values())), *self.beside.glob("tokenizer.json")]:
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 22):
-                    digest.update(block)
-        return digest.hexdigest()
+        return _sha256(config, *sorted(set(self.files.values())), *self.beside.glob("tokenizer.json"))
+
+    @property
+    def name(self) -> str:
+        """What to call the model by: csm-tiny, or a path that does not depend on where one stands."""
+        return embedded_name(self.path) or str(self.path.resolve())
 
     @property
     def parameters(self) -> int:
@@ -185,12 +192,15 @@ def open_folder(model: str | Path, base: str | Path | None = None) -> ModelFolde
 
     Args:
         model: see `resolve`.
-        base: a model folder whose config, tokenizer and codec serve weights that stand alone.
+        base: a model folder whose config, tokenizer and codec serve weights that stand alone; for an adapter folder, the
+            model that it was trained on.
 
     Raises:
         CsmError: something is missing, broken or does not fit; all tensors at fault are named at once.
     """
     path = resolve(model)
+    if is_adapter(path):
+        return _with_adapter(path, base)
     raw = read_json(path / "config.json") if path.is_dir() and (path / "config.json").is_file() else None
     if raw is not None and "model_type" in raw:
         ModelConfig.from_dict(raw, str(path / "config.json"))
@@ -209,6 +219,8 @@ def open_folder(model: str | Path, base: str | Path | None = None) -> ModelFolde
 def open_either(model: str | Path, base: str | Path | None) -> ModelFolder:
     """`open_folder`, where `base` serves the model if it is weights alone. Raises as it does."""
     path = resolve(model)
+    if is_adapter(path):
+        return open_folder(path, None if (path / BASE).is_file() else base)
     alone = base is not None and not (path.is_dir() and layout_of(weight_files(path), str(path)) == TRANSFORMERS)
     return open_folder(model, base if alone else None)
 
@@ -279,6 +291,40 @@ def _untied(shapes: Shapes) -> Shapes:
     alias = shapes.get(AUDIO_TABLE_ALIAS)
     rest = {name: shape for name, shape in shapes.items() if name != AUDIO_TABLE_ALIAS}
     return rest if alias is None else {AUDIO_TABLE: alias, **rest}
+
+
+def _with_adapter(path: Path, named: str | Path | None) -> ModelFolder:
+    """An adapter's folder on the model that it was trained on: the one `named`, else what base.json says."""
+    of = read_base(path, None if named is None else str(named))
+    try:
+        base = open_folder(of.path, of.beside)
+    except CsmError as error:
+        raise CsmError(
+            f"{path} is an adapter of {of.name}, which cannot be opened: {error.message}",
+            f"Put it back, or write where it is into {path / BASE}.",
+        ) from None
+    if of.hash not in (None, base.hash):
+        raise CsmError(
+            f"the adapter {path} was trained on {of.name} (sha256 {str(of.hash)[:12]}), and {base.path} is another model "
+            f"({base.hash[:12]})."
+        )
+    read_plan(path, base.config)
+    return ModelFolder(path, base.beside, base.config, base.raw_config, base.files, base.layout, base)
+
+
+def _sha256(start: bytes, *files: Path) -> str:
+    return _sha256_of(start, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=64)
+def _sha256_of(start: bytes, files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of `start` and the files' bytes; sizes and times are there so that a file that changed is read again."""
+    digest = hashlib.sha256(start)
+    for file, *_ in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from csm.adapter import LoraSettings
 from csm.errors import CsmError
 
+METHODS = ("full", "lora")
 SELECT_BY = ("validation_loss", "speaker_similarity")
 LOGS = ("tensorboard", "wandb", "trackio")
 CHANGEABLE = ("sample_every", "keep", "gradient_ckpt", "log_to")
@@ -25,8 +27,9 @@ class Recipe:
 
     `decoder_fraction` is the share of frames that train the depth decoder in a step; `save_every` 0 means once an epoch;
     `max_steps` 0 means as many as the epochs take; `max_grad_norm` 0 means no clipping; `early_stop` 0 never stops
-    early; `keep` 0 keeps every checkpoint; `sample_every` 0 speaks no samples. The keys of `CHANGEABLE` leave the
-    numbers alone: a run may be gone on with under other values of them.
+    early; `keep` 0 keeps every checkpoint; `sample_every` 0 speaks no samples. Keys that begin with `lora_` are for the
+    method lora alone; see `csm.adapter.LoraSettings`. The keys of `CHANGEABLE` leave the numbers alone: a run may be gone
+    on with under other values of them.
     """
 
     learning_rate: float = 2e-5
@@ -63,6 +66,18 @@ class Recipe:
     gradient_ckpt: bool = False
     log_to: tuple[str, ...] = ("tensorboard",)
     style_name: str = ""
+    method: str = "full"
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
+    lora_bias: bool = False
+    lora_targets: tuple[str, ...] = ()
+    lora_layers: tuple[int, ...] = ()
+    lora_decoder_layers: tuple[int, ...] = ()
+    lora_ranks: tuple[str, ...] = ()
+    lora_alphas: tuple[str, ...] = ()
+    lora_dora: bool = False
+    lora_rslora: bool = False
 
     def __post_init__(self) -> None:
         for spec in fields(self):
@@ -72,6 +87,7 @@ class Recipe:
         if self.semantic_weight == 0 and self.acoustic_weight == 0:
             raise CsmError("semantic_weight and acoustic_weight are both 0: there would be no loss.")
         self._check_choices()
+        self._check_method()
 
     def _check_choices(self) -> None:
         if self.select_by not in SELECT_BY:
@@ -86,6 +102,27 @@ class Recipe:
             raise CsmError(
                 "early_stop has nothing to go by where val_split is 0.", "Hold out a tenth: --val-split 0.1."
             )
+
+    def _check_method(self) -> None:
+        if self.method not in METHODS:
+            raise CsmError(f"method is {self.method!r}; it is one of {', '.join(METHODS)}.")
+        if self.method == "lora":
+            self.lora  # noqa: B018 - made to be checked
+            return
+        for spec in fields(self):
+            if spec.name.startswith("lora_") and getattr(self, spec.name) != spec.default:
+                raise CsmError(f"{spec.name} is for the method lora, and the method is full.", "Add --method lora.")
+
+    @property
+    def lora(self) -> LoraSettings:
+        """What the keys `lora_...` say, checked."""
+        names = [spec.name.removeprefix("lora_") for spec in fields(LoraSettings)]
+        return LoraSettings(**{name: getattr(self, f"lora_{name}") for name in names})
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The groups that stay as they are."""
+        return tuple(g for g in ("backbone", "decoder", "embeddings") if getattr(self, f"freeze_{g}"))
 
     def to_dict(self) -> dict[str, Any]:
         """The keys and values as JSON writes them."""
@@ -109,6 +146,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "term_factor": (1.0, 100.0),
     "context_dropout": (0.0, 1.0),
+    "lora_rank": (1, 4096),
+    "lora_alpha": (1e-6, 1e6),
+    "lora_dropout": (0.0, 0.99),
 }
 _KINDS: dict[str, tuple[type, ...]] = {"float": (int, float), "int": (int,), "bool": (bool,), "str": (str,)}
 
@@ -144,7 +184,7 @@ class Resolved:
         return "\n".join(
             f"  {key.ljust(width)}  {_shown(value):<8} {self.sources.get(key, 'default')}"
             for key, value in rows.items()
-            if key != "style_name" or value
+            if (key != "style_name" or value) and (not key.startswith("lora_") or self.recipe.method == "lora")
         )
 
 
@@ -173,6 +213,8 @@ def resolve(preset: str, base: Recipe, layers: list[tuple[str, Mapping[str, Any]
 def _coerce(default: Any, value: Any) -> Any:
     """YAML reads 2e-5 as a string: numbers that look like numbers are numbers. A lone value is a list of one."""
     if isinstance(default, tuple):
+        if isinstance(value, Mapping):
+            return tuple(f"{key}={each}" for key, each in value.items())
         return tuple(value) if isinstance(value, list | tuple) else (value,)
     if isinstance(default, float) and isinstance(value, str | int) and not isinstance(value, bool):
         try:

@@ -214,7 +214,8 @@ def test_an_adapter_of_another_base_is_refused(toy: ModelFolder, plain: Path, tm
     """By hash where base.json gives one; its round trip through another layout is the same base."""
     convert_adapter(plain, toy, tmp_path / "adapter", TRANSFORMERS)
     known = json.loads((tmp_path / "adapter" / "base.json").read_text())
-    assert known == {"hash": toy.hash, "name": toy.path.name}
+    assert known == {"schema_version": 1, "hash": toy.hash, "name": toy.path.name, "path": toy.name}
+    assert open_folder(tmp_path / "adapter").base == toy
     for number, layout in enumerate((SESAME, TRANSFORMERS)):
         convert(open_folder(tmp_path / "0") if number else toy, tmp_path / str(number), layout)
     merge_adapter(open_folder(tmp_path / "1"), tmp_path / "adapter", tmp_path / "fine")

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from csm.cli.console import Group, answer, say, warn
-from csm.cli.options import PATH, RECIPE_FLAGS, reads_data, runs_model, shapes_recipe, takes_base
+from csm.cli.options import (
+    ADAPTER_FLAGS,
+    PATH,
+    RECIPE_FLAGS,
+    adapts,
+    reads_data,
+    runs_model,
+    shapes_recipe,
+    takes_base,
+)
 from csm.cli.plot import plot
 from csm.cli.run_options import names_terms, run_layer, steers_run
 from csm.cli.stages import run, stages
@@ -44,6 +53,7 @@ def _preset_command(preset: str, summary: str) -> None:
     @click.option("--output-dir", required=True, type=PATH, help="the run folder; the same run there is gone on with")
     @reads_data
     @shapes_recipe
+    @adapts
     @steers_run
     @click.option("--recipe", "recipe_file", type=PATH, help="YAML or TOML with any of a recipe's keys")
     @click.option("--dry-run", is_flag=True, help="print the recipe with its sources, and stop")
@@ -79,6 +89,8 @@ def finetune(preset: str, flags: dict[str, Any]) -> Path | None:
     tuner = CSMFineTuner(flags["model_path"], flags["output_dir"], preset=preset, cache=flags["cache_dir"], **placement)
     tuner.layers += _layers(flags)
     (answer if flags["dry_run"] else say)(f"{preset} of {tuner.base.path}\n{tuner.resolved.describe()}")
+    if adapters := tuner.adapters:
+        say(f"adapters: {adapters}")
     say(f"backend: {tuner.backend.reason}")
     if flags["dry_run"]:
         _say_epochs(tuner)
@@ -104,7 +116,8 @@ def _layers(flags: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     file_layer = [(str(recipe_file), read_recipe(recipe_file))] if recipe_file else []
     if flags.get("recipe_keys"):
         file_layer = [(flags["recipe_source"], flags["recipe_keys"])]
-    return [*file_layer, ("flag", {key: flags.get(key) for key in RECIPE_FLAGS}), ("flag", run_layer(flags))]
+    given = {key: flags.get(key) for key in RECIPE_FLAGS + ADAPTER_FLAGS}
+    return [*file_layer, ("flag", given), ("flag", run_layer(flags))]
 
 
 def _listener(tuner: Any, rows: Any, reference: Path | None) -> Any:

@@ -118,6 +118,7 @@ def _describe(folder: Any) -> dict[str, Any]:
     }
     return {
         "path": str(folder.path),
+        **({"adapter_of": folder.base.name} if folder.base else {}),
         "layout": folder.layout,
         "parameters": folder.parameters,
         **shapes,

@@ -63,7 +63,7 @@ def convert_adapter(path: Path, base: ModelFolder, out: Path, layout: str) -> No
     if layout == SESAME:
         raise CsmError("Sesame's layout has no adapters.", "Merge it: csm model merge M --adapter A OUT.")
     adapter = read_adapter(path, base)
-    known = dict(adapter.base) or {"hash": base.hash, "name": base.path.name}
+    known = {"schema_version": 1, "name": base.path.name, "path": base.name, "hash": base.hash, **adapter.base}
     tensors, config = to_csm_mlx(adapter, base.config) if layout == CSM_MLX else to_peft(adapter)
     with whole_folder(out) as part:
         own = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,8 +18,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from csm.adapter import AdapterPlan
+from csm.adapter_folder import AUDIO_ALIAS, AUDIO_TABLE, BASE, CONFIG, PREFIX, TENSORS, peft_config, read_base
+from csm.errors import CsmError
 from csm.layouts import out_of_layout
 from csm.model_folder import BESIDE_WEIGHTS, ModelFolder
+from csm.torch.lora import adapter_state, merge_tensors
+from csm.torch.lora_file import read_adapter
 from csm.torch.model import Csm
 from csm.torch_file import SUFFIXES, read_torch_file
 from csm.weights import CODEC_PREFIX, INDEX, parameter_shapes
@@ -28,12 +33,21 @@ TRAINED, UNCHANGED = "model-00001-of-00002.safetensors", "model-00002-of-00002.s
 
 
 def read_tensors(folder: ModelFolder, names: list[str]) -> dict[str, torch.Tensor]:
-    """transformers' tensors `names`, in the dtype they are stored in, in transformers' order of rows."""
+    """transformers' tensors `names`, in the dtype they are stored in, in transformers' order of rows.
+
+    Those that the folder's adapter changes come in fp32, with it taken in; one with biases adds tensors `....bias`, which a
+    CSM else has none of.
+    """
+    if folder.base is not None:
+        tensors = read_tensors(folder.base, names)
+        if not all(name.startswith(CODEC_PREFIX) for name in names):
+            merge_tensors(tensors, *read_adapter(folder.path, folder.config, tensors))
+        return tensors
     by_file: dict[Path, list[tuple[str, str]]] = {}
     for name in names:
         file, stored = folder.file_of(name)
         by_file.setdefault(file, []).append((name, stored))
-    tensors: dict[str, torch.Tensor] = {}
+    tensors = {}
     for file, pairs in by_file.items():
         with opened(file) as tensor_of:
             read = {name: tensor_of(stored) for name, stored in pairs}
@@ -52,11 +66,14 @@ def opened(file: Path) -> Iterator[Callable[[str], torch.Tensor]]:
 
 
 def load_model(folder: ModelFolder, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Csm:
-    """The model of a checked folder, every parameter in `dtype` on `device`."""
+    """The model of a checked folder, every parameter in `dtype` on `device`; an adapter is taken into the weights."""
     with torch.device("meta"):
         model = Csm(folder.config)
     tensors = read_tensors(folder, list(parameter_shapes(folder.config)))
     state = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
+    for name in state:
+        if name.endswith(".bias"):
+            model.get_submodule(name.removesuffix(".bias")).register_parameter("bias", torch.nn.Parameter(state[name]))
     model.load_state_dict(state, strict=True, assign=True)
     return model
 
@@ -77,7 +94,9 @@ def write_unchanged(folder: ModelFolder, trained: set[str], out: Path) -> None:
     beside.mkdir(parents=True)
     try:
         names = [name for name in parameter_shapes(folder.config) if name not in trained] + folder.codec_names
-        save_tensors(read_tensors(folder, names), beside / UNCHANGED)
+        tensors = read_tensors(folder, names)
+        refuse_biases(folder, tensors)
+        save_tensors(tensors, beside / UNCHANGED)
         copy_companions(folder, beside)
         files = dict.fromkeys(sorted(trained), TRAINED) | dict.fromkeys(names, UNCHANGED)
         (beside / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}, indent=1))
@@ -93,6 +112,26 @@ def write_checkpoint(model: Csm, trained: set[str], unchanged: Path, out: Path) 
     save_tensors({name: state[name].contiguous().cpu() for name in sorted(trained)}, out / TRAINED)
     for file in unchanged.iterdir():
         link(file, out / file.name)
+
+
+def write_adapter(model: Csm, plan: AdapterPlan, unchanged: Path, out: Path) -> None:
+    """Make `out` an adapter folder: PEFT's two files, and a link to the base.json that is in `unchanged`."""
+    link(unchanged / BASE, out / BASE)
+    tensors = {f"{PREFIX}{name}": value.contiguous().cpu() for name, value in adapter_state(model).items()}
+    for name in [name for name in tensors if name.startswith(f"{PREFIX}{AUDIO_TABLE}.")]:
+        tensors[name.replace(AUDIO_TABLE, AUDIO_ALIAS)] = tensors[name].clone()
+    save_tensors(tensors, out / TENSORS)
+    values = peft_config(plan, read_base(out).path)
+    (out / CONFIG).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def refuse_biases(folder: ModelFolder, tensors: Iterable[str]) -> None:
+    """CsmError where the tensors that were read of a folder hold biases of an adapter."""
+    if any(name.endswith(".bias") and not name.startswith(CODEC_PREFIX) for name in tensors):
+        raise CsmError(
+            f"{folder.path} is an adapter with biases (lora_bias), and a model folder has no place for them.",
+            "Train another adapter on it, with --method lora, or one without lora_bias.",
+        )
 
 
 def copy_companions(folder: ModelFolder, out: Path) -> None:

@@ -17,7 +17,7 @@ from csm.flavours import write_config
 from csm.layouts import CSM_MLX, TRANSFORMERS, into_layout, stored_name
 from csm.model_folder import ModelFolder
 from csm.torch.adapter_folder import read_adapter
-from csm.torch.checkpoint import copy_companions, read_tensors, save_tensors
+from csm.torch.checkpoint import copy_companions, read_tensors, refuse_biases, save_tensors
 from csm.torch.merge import merge
 from csm.weights import AUDIO_TABLE, AUDIO_TABLE_ALIAS, CODEC_FILE, parameter_shapes
 from csm.whole_folder import whole_folder
@@ -55,7 +55,9 @@ def read_weights(folder: ModelFolder) -> dict[str, torch.Tensor]:
         both = read_tensors(folder, [AUDIO_TABLE, AUDIO_TABLE_ALIAS])
         if not torch.equal(both[AUDIO_TABLE], both[AUDIO_TABLE_ALIAS]):
             raise CsmError(f"{folder.path} holds two audio tables that differ: {AUDIO_TABLE}, {AUDIO_TABLE_ALIAS}.")
-    return read_tensors(folder, list(parameter_shapes(folder.config)))
+    weights = read_tensors(folder, list(parameter_shapes(folder.config)))
+    refuse_biases(folder, weights)
+    return weights
 
 
 def write_model(folder: ModelFolder, weights: dict[str, torch.Tensor], out: Path, layout: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from csm.backend import Sampling
 from csm.config import Stack
 from csm.frames import Frames, is_end
-from csm.torch.model import Csm, Layer, Transformer, rope_tables
+from csm.torch.model import Csm, Layer, Linear, Transformer, rope_tables
 
 
 def fused(*weights: Tensor, norm: Tensor | None = None) -> Tensor:
@@ -32,17 +32,48 @@ def fused(*weights: Tensor, norm: Tensor | None = None) -> Tensor:
     return weight.t().contiguous() if input_major else weight.t()
 
 
+class Fused:
+    """Several linears over the same rows as one matrix; a bias where an adapter left one (`csm.torch.lora`).
+
+    `first` scales the first of them.
+    """
+
+    def __init__(self, *linears: Linear, norm: Tensor | None = None, first: float = 1.0):
+        scales = [first, *[1.0] * (len(linears) - 1)]
+        weights = [
+            linears[0].weight * first if first != 1 else linears[0].weight,
+            *(each.weight for each in linears[1:]),
+        ]
+        self.matrix = fused(*weights, norm=norm)
+        self.bias: Tensor | None = None
+        if any(each.bias is not None for each in linears):
+            zeros = [each.weight.new_zeros(len(each.weight)) for each in linears]
+            found = [z if each.bias is None else each.bias for each, z in zip(linears, zeros, strict=True)]
+            self.bias = torch.cat([bias.detach() * s for bias, s in zip(found, scales, strict=True)])
+
+    def __call__(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """(L, in) -> (L, sum of outs)."""
+        if self.bias is None:
+            return torch.mm(rows, self.matrix, out=out)
+        return torch.addmm(self.bias, rows, self.matrix, out=out)
+
+    def add_to(self, sums: Tensor, rows: Tensor) -> None:
+        """Add what it makes of `rows` to `sums`."""
+        sums.addmm_(rows, self.matrix)
+        if self.bias is not None:
+            sums.add_(self.bias)
+
+
 class FusedLayer:
     """The weights of one layer, ready for few rows. Scores are scaled by way of the queries' weights."""
 
     def __init__(self, layer: Layer):
         attention, mlp = layer.self_attn, layer.mlp
-        query = attention.q_proj.weight * attention.head_dim**-0.5
-        key, value = attention.k_proj.weight, attention.v_proj.weight
-        self.qkv = fused(query, key, value, norm=layer.input_layernorm.weight)
-        self.out = fused(attention.o_proj.weight)
-        self.gate_up = fused(mlp.gate_proj.weight, mlp.up_proj.weight, norm=layer.post_attention_layernorm.weight)
-        self.down = fused(mlp.down_proj.weight)
+        linears, scale = (attention.q_proj, attention.k_proj, attention.v_proj), attention.head_dim**-0.5
+        self.qkv = Fused(*linears, norm=layer.input_layernorm.weight, first=scale)
+        self.out = Fused(attention.o_proj)
+        self.gate_up = Fused(mlp.gate_proj, mlp.up_proj, norm=layer.post_attention_layernorm.weight)
+        self.down = Fused(mlp.down_proj)
 
 
 class CachedStack:
@@ -61,16 +92,16 @@ class CachedStack:
         """Run `rows` (L, W) at the span's positions; the last one's output (1, W)."""
         x = rows.clone()
         for layer, memory in zip(self.layers, span.memories, strict=True):
-            torch.mm(self._normed(x), layer.qkv, out=span.qkv)
+            layer.qkv(self._normed(x), span.qkv)
             torch.bmm(span.unturned, span.turn, out=span.turned)
             memory.new_keys.copy_(span.keys)
             memory.new_values.copy_(span.values)
             mixed = F.scaled_dot_product_attention(
                 span.queries, memory.keys, memory.values, span.mask, scale=1.0, enable_gqa=True
             )
-            x.addmm_(span.rows_of(mixed), layer.out)
-            torch.mm(self._normed(x), layer.gate_up, out=span.gate_up)
-            x.addmm_(F.silu(span.gate).mul_(span.up), layer.down)
+            layer.out.add_to(x, span.rows_of(mixed))
+            layer.gate_up(self._normed(x), span.gate_up)
+            layer.down.add_to(x, F.silu(span.gate).mul_(span.up))
         return self._normed(x[-1:]).mul_(self.norm)
 
     def _normed(self, rows: Tensor) -> Tensor:
@@ -134,8 +165,9 @@ class TorchFrameGenerator:
         self.backbone = CachedStack(model.backbone_model, self.capacity)
         self.depth = CachedStack(depth.model, self.codebooks)
         self.spans = [Span(self.depth, 0 if i == 1 else i, i + 1) for i in range(1, self.codebooks)]
-        self.project = fused(depth.model.inputs_embeds_projector.weight)
+        self.project = Fused(depth.model.inputs_embeds_projector)
         spoken, heads = config.spoken_codes, depth.codebooks_head.weight.detach()
+        self.first_bias = None if model.lm_head.bias is None else model.lm_head.bias.detach()[:spoken]
         self.heads = [fused(model.lm_head.weight[:spoken]), *heads[:, :, :spoken].unbind(0)]
         self.audio_table, self.text_table = model.audio_table.detach(), model.embed_text_tokens.weight.detach()
         self.table_of = self.audio_table.split(config.vocab_size)
@@ -171,10 +203,11 @@ class TorchFrameGenerator:
     def _frame(self, state: Tensor, picker: Picker) -> Tensor:
         """All K codes of one frame from the backbone's state (1, W): K - 1 depth steps, the first over two rows."""
         picker.new_frame()
-        codes = [picker(torch.mm(state, self.heads[0]), 0)]
+        logits = torch.mm(state, self.heads[0])
+        codes = [picker(logits if self.first_bias is None else logits + self.first_bias, 0)]
         rows = torch.cat([state, F.embedding(codes[0], self.table_of[0])])
         for i, span in enumerate(self.spans, 1):
-            out = self.depth.append(torch.mm(rows, self.project), span)
+            out = self.depth.append(self.project(rows), span)
             codes.append(picker(torch.mm(out, self.heads[i]), i))
             rows = F.embedding(codes[i], self.table_of[i])
         return torch.cat(codes)

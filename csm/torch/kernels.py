@@ -82,21 +82,43 @@ class _FeedForward(torch.autograd.Function):
         )
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """Sum of cross entropies over several heads; gradients are made beside the loss, while the logits are at hand."""
+class _SwiGlu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, heads: Tensor, targets: Tensor) -> Tensor:
-        grad_rows, grad_heads = (
-            torch.empty_like(x) if wanted else None
-            for x, wanted in zip((rows, heads), ctx.needs_input_grad, strict=False)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        grad_gate = grad * up
+        torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
+        return grad_gate, F.silu(gate).mul_(grad)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Sum of cross entropies over several heads; gradients are made beside the loss, while the logits are at hand.
+
+    `low` and `tail`, where they are given, add `low @ tail` to the logits: an adapter's part, whose gradients are small.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, heads: Tensor, targets: Tensor, low: Tensor | None = None, tail: Tensor | None = None
+    ) -> Tensor:
+        grad_rows, grad_heads, _, grad_low, grad_tail = (
+            torch.empty_like(x) if wanted and x is not None else None
+            for x, wanted in zip((rows, heads, None, low, tail), ctx.needs_input_grad, strict=True)
         )
         total = rows.new_zeros((), dtype=torch.float32)
         for which, part in _pieces(rows):
             read, head, picked = rows[which, part], heads[which], targets[which, part, None]
-            scores = torch.bmm(read, head).float().log_softmax(-1)
+            scores = torch.bmm(read, head)
+            if low is not None and tail is not None:
+                scores.baddbmm_(low[which, part], tail[which])
+            scores = scores.float().log_softmax(-1)
             total -= scores.gather(-1, picked).sum()
-            if grad_rows is None and grad_heads is None:
+            if not any(ctx.needs_input_grad):
                 continue
             slope = scores.exp_()
             slope.scatter_add_(-1, picked, slope.new_full((), -1.0).expand(picked.shape))
@@ -105,14 +127,18 @@ class _CrossEntropy(torch.autograd.Function):
                 torch.bmm(slope, head.transpose(1, 2), out=grad_rows[which, part])
             if grad_heads is not None:
                 grad_heads[which].baddbmm_(read.transpose(1, 2), slope, beta=0 if part.start == 0 else 1)
-        ctx.grads = grad_rows, grad_heads
+            if grad_low is not None and tail is not None:
+                torch.bmm(slope, tail[which].transpose(1, 2), out=grad_low[which, part])
+            if grad_tail is not None and low is not None:
+                read = low[which, part]
+                grad_tail[which].baddbmm_(read.transpose(1, 2), slope, beta=0 if part.start == 0 else 1)
+        ctx.grads = grad_rows, grad_heads, None, grad_low, grad_tail
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grads, ctx.grads = ctx.grads, None  # let go, so that autograd takes them over without a copy
-        grad_rows, grad_heads = (None if made is None else made.mul_(grad) for made in grads)
-        return grad_rows, grad_heads, None
+        return tuple(None if made is None else made.mul_(grad) for made in grads)
 
 
 def _pieces(rows: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -148,25 +174,38 @@ def feed_forward(rows: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor
     return _FeedForward.apply(rows.flatten(0, -2), gate, up, down).view_as(rows)
 
 
-def cross_entropy_sum(rows: Tensor, heads: Tensor, targets: Tensor) -> Tensor:
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, elementwise: the middle of `feed_forward`, where its matrices have adapters."""
+    return _SwiGlu.apply(gate, up)
+
+
+def cross_entropy_sum(
+    rows: Tensor, heads: Tensor, targets: Tensor, added: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """Sum of cross entropies over heads C and rows N, without keeping the logits; backward goes through it once.
 
     Args:
         rows: (C, N, D) what each head reads.
         heads: (C, D, V).
         targets: (C, N) int64.
+        added: (C, N, r) and (C, r, V), whose product is added to the logits.
 
     Returns:
         a scalar in fp32.
     """
-    return _CrossEntropy.apply(rows, heads, targets)
+    return _CrossEntropy.apply(rows, heads, targets, *(added or (None, None)))
 
 
 @torch.no_grad()
-def cross_entropy_each(rows: Tensor, heads: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy_each(
+    rows: Tensor, heads: Tensor, targets: Tensor, added: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """The same losses one by one, (C, N) fp32, without gradients."""
     losses = torch.empty(targets.shape, dtype=torch.float32, device=rows.device)
     for which, part in _pieces(rows):
-        scores = torch.bmm(rows[which, part], heads[which]).float().log_softmax(-1)
+        scores = torch.bmm(rows[which, part], heads[which])
+        if added:
+            scores.baddbmm_(added[0][which, part], added[1][which])
+        scores = scores.float().log_softmax(-1)
         losses[which, part] = -scores.gather(-1, targets[which, part, None]).squeeze(-1)
     return losses

@@ -32,14 +32,14 @@ def read_codes(model: Csm, batch: Batch) -> Codes:
     device = model.audio_table.device
     offsets = np.arange(batch.codes.shape[1]) * model.config.vocab_size
     distinct, at = np.unique(batch.codes + offsets, return_inverse=True)
-    table = F.embedding(torch.from_numpy(distinct).to(device), model.audio_table)
+    table = model.depth_decoder.model.embed_tokens(torch.from_numpy(distinct).to(device))
     return Codes(table, torch.from_numpy(at.reshape(batch.codes.shape)).to(device), _on(device, batch.codes))
 
 
 def backbone_states(model: Csm, batch: Batch, codes: Codes, dtype: torch.dtype) -> Tensor:
     """The backbone's state before each target, (N, W)."""
     device = codes.at.device
-    text = F.embedding(_on(device, batch.text_ids), model.embed_text_tokens.weight)
+    text = model.embed_text_tokens(_on(device, batch.text_ids))
     audio = F.embedding_bag(codes.at, codes.table, mode="sum")
     rows = text.new_zeros(batch.shape[0] * batch.shape[1], text.shape[1])
     rows = rows.index_copy(0, _on(device, batch.text_at), text)
@@ -60,22 +60,23 @@ def head_rows(model: Csm, batch: Batch, codes: Codes, states: Tensor) -> tuple[T
 
 def loss(model: Csm, batch: Batch, codes: Codes, states: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of cross entropies, (semantic, acoustic), each a scalar with a gradient."""
-    dtype = states.dtype
+    dtype, heads = states.dtype, model.depth_decoder.codebooks_head
     first = codes.targets[_on(states.device, batch.targets)][:, 0]
-    semantic = cross_entropy_sum(states[None], model.lm_head.weight.t()[None].to(dtype), first[None])
+    added = model.lm_head.low_rank(states[None])
+    semantic = cross_entropy_sum(states[None], model.lm_head.heads(dtype), first[None], added)
     rows, targets = head_rows(model, batch, codes, states)
-    acoustic = cross_entropy_sum(rows, model.depth_decoder.codebooks_head.weight.to(dtype), targets)
-    return semantic, acoustic
+    return semantic, cross_entropy_sum(rows, heads.heads(dtype), targets, heads.low_rank(rows))
 
 
 @torch.no_grad()
 def losses_each(model: Csm, batch: Batch, codes: Codes, states: Tensor) -> tuple[Tensor, Tensor]:
     """Cross entropies one by one: of codebook 0 (N,), of the others (S, K - 1)."""
     first = codes.targets[_on(states.device, batch.targets)][:, 0]
-    semantic = cross_entropy_each(states[None], model.lm_head.weight.t()[None].to(states.dtype), first[None])
+    dtype, heads = states.dtype, model.depth_decoder.codebooks_head
+    added = model.lm_head.low_rank(states[None])
+    semantic = cross_entropy_each(states[None], model.lm_head.heads(dtype), first[None], added)
     rows, targets = head_rows(model, batch, codes, states)
-    heads = model.depth_decoder.codebooks_head.weight.to(states.dtype)
-    return semantic[0], cross_entropy_each(rows, heads, targets).t()
+    return semantic[0], cross_entropy_each(rows, heads.heads(dtype), targets, heads.low_rank(rows)).t()
 
 
 def _on(device: torch.device, array: np.ndarray) -> Tensor:

@@ -15,20 +15,49 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from csm.config import ModelConfig, Stack
-from csm.torch.kernels import feed_forward, rms_norm, rotate
+from csm.torch.kernels import feed_forward, rms_norm, rotate, swiglu
 
 FRAMES_CPU = 64  # frames that pass the depth decoder together: smaller temporaries, which the allocator hands out again
 
 
+LowRank = tuple[Tensor, Tensor]  # what heads read a second time (C, N, r), and the heads of that (C, r, V)
+
+
 class Linear(nn.Module):
-    """A matrix without bias that follows its input's dtype, so that fp32 weights can serve bf16 activations."""
+    """A matrix that follows its input's dtype, so that fp32 weights can serve bf16 activations.
+
+    A CSM has no biases; only an adapter that was trained with them and merged leaves one (`csm.torch.lora`).
+    """
+
+    bias: nn.Parameter | None
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.register_parameter("bias", None)
 
     def forward(self, rows: Tensor) -> Tensor:
-        return F.linear(rows, self.weight.to(rows.dtype))
+        bias = None if self.bias is None else self.bias.to(rows.dtype)
+        return F.linear(rows, self.weight.to(rows.dtype), bias)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is its weight and nothing more."""
+        return self.bias is None
+
+    def with_others(self, rows: Tensor, *others: Linear) -> tuple[Tensor, ...]:
+        """What this one and `others` make of the same rows."""
+        return tuple(linear(rows) for linear in (self, *others))
+
+    def heads(self, dtype: torch.dtype) -> Tensor:
+        """The matrix as one head, (1, in, out)."""
+        return self.weight.t()[None].to(dtype)
+
+    def low_rank(self, rows: Tensor) -> LowRank | None:
+        """What is to be added to the logits of `rows` (1, N, in): nothing, where there is no adapter and no bias."""
+        if self.bias is None:
+            return None
+        return rows.new_ones(*rows.shape[:2], 1), self.bias.to(rows.dtype)[None, None]
 
 
 class Table(nn.Module):
@@ -37,6 +66,9 @@ class Table(nn.Module):
     def __init__(self, entries: int, width: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(entries, width))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
 
 
 class Norm(nn.Module):
@@ -65,7 +97,8 @@ class Attention(nn.Module):
         """(B, T, width) -> (B, T, width); `cos` and signed `sin` are `(T, 1, head_dim)`."""
         batch, length, _ = rows.shape
         query, key, value = (
-            part(rows).view(batch, length, -1, self.head_dim) for part in (self.q_proj, self.k_proj, self.v_proj)
+            part.view(batch, length, -1, self.head_dim)
+            for part in self.q_proj.with_others(rows, self.k_proj, self.v_proj)
         )
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         mixed = F.scaled_dot_product_attention(
@@ -84,8 +117,10 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(stack.intermediate_size, stack.hidden_size)
 
     def forward(self, rows: Tensor) -> Tensor:
-        weights = (part.weight.to(rows.dtype) for part in (self.gate_proj, self.up_proj, self.down_proj))
-        return feed_forward(rows, *weights)
+        parts = (self.gate_proj, self.up_proj, self.down_proj)
+        if all(part.is_plain for part in parts):
+            return feed_forward(rows, *(part.weight.to(rows.dtype) for part in parts))
+        return self.down_proj(swiglu(*self.gate_proj.with_others(rows, self.up_proj)))
 
 
 class Layer(nn.Module):
@@ -147,6 +182,20 @@ class CodebookHeads(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.num_codebooks - 1, config.depth.hidden_size, config.vocab_size))
 
+    def forward(self, rows: Tensor) -> Tensor:
+        """(K - 1, N, D) -> logits (K - 1, N, V)."""
+        logits = torch.bmm(rows, self.heads(rows.dtype))
+        added = self.low_rank(rows)
+        return logits if added is None else torch.baddbmm(logits, *added)
+
+    def heads(self, dtype: torch.dtype) -> Tensor:
+        """(K - 1, D, V)."""
+        return self.weight.to(dtype)
+
+    def low_rank(self, rows: Tensor) -> LowRank | None:
+        """What is to be added to the logits of `rows` (K - 1, N, D): nothing, where there is no adapter."""
+        return None
+
 
 class DepthDecoder(nn.Module):
     """From a backbone state and the codes so far to the next code of the same frame."""
@@ -186,8 +235,8 @@ class Csm(nn.Module):
 
     def embed(self, frames: Tensor, mask: Tensor) -> Tensor:
         """frames, mask (B, T, K + 1) -> (B, T, W): the sum of the embeddings of the columns that the mask lets in."""
-        audio = F.embedding(frames[..., :-1] + self.offsets(), self.audio_table)
-        text = F.embedding(frames[..., -1], self.embed_text_tokens.weight)
+        audio = self.depth_decoder.model.embed_tokens(frames[..., :-1] + self.offsets())
+        text = self.embed_text_tokens(frames[..., -1])
         return (audio * mask[..., :-1, None]).sum(2) + text * mask[..., -1:]
 
     def forward(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,10 +258,9 @@ class Csm(nn.Module):
 
     def depth_logits(self, hidden: Tensor, codes: Tensor) -> Tensor:
         """hidden (N, W) and codes (N, K) -> logits (N, K - 1, V) of codes 1..K-1."""
-        embedded = F.embedding(codes[:, :-1] + self.offsets()[:-1], self.audio_table)
+        embedded = self.depth_decoder.model.embed_tokens(codes[:, :-1] + self.offsets()[:-1])
         out = self.depth_decoder.model(torch.cat([hidden[:, None], embedded], 1))
-        weight = self.depth_decoder.codebooks_head.weight.to(out.dtype)
-        return torch.einsum("nkd,kdv->nkv", out[:, 1:], weight)
+        return self.depth_decoder.codebooks_head(out[:, 1:].transpose(0, 1)).transpose(0, 1)
 
 
 def rope_tables(stack: Stack, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -20,11 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from csm.adapter import plan_adapters
 from csm.data.batches import Batch
 from csm.errors import CsmError
 from csm.model_folder import read_json
 from csm.recipe import Recipe
-from csm.torch.checkpoint import save_tensors, write_checkpoint
+from csm.torch.checkpoint import save_tensors, write_adapter, write_checkpoint
+from csm.torch.lora import attach, is_adapter_name
 from csm.torch.loss import backbone_states, loss, losses_each, read_codes
 from csm.torch.model import Csm
 
@@ -33,21 +35,25 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 def group_of(name: str) -> str:
-    """The group of a parameter: backbone, decoder (heads and projection included) or embeddings."""
-    if name.endswith("embed_tokens.weight") or name.startswith("embed_text_tokens."):
+    """The group of a parameter or adapter: backbone, decoder (heads and projection included) or embeddings."""
+    if ".embed_tokens." in name or name.startswith("embed_text_tokens."):
         return "embeddings"
     return "backbone" if name.startswith("backbone_model.") else "decoder"
 
 
 def parameter_groups(model: Csm, recipe: Recipe) -> list[dict[str, Any]]:
-    """Freeze what the recipe freezes; AdamW groups for the rest: a rate each, no decay on norms and embeddings."""
+    """Freeze what the recipe freezes; AdamW groups for the rest: a rate each, no decay on norms and embeddings.
+
+    Where the model has adapters, they alone learn.
+    """
     rates = {"backbone": recipe.backbone_rate, "decoder": recipe.decoder_rate, "embeddings": recipe.embeddings_rate}
     frozen = {name: getattr(recipe, f"freeze_{name}") for name in rates}
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         group = group_of(name)
-        parameter.requires_grad_(not frozen[group])
-        if frozen[group]:
+        learns = is_adapter_name(name) if recipe.method == "lora" else not frozen[group]
+        parameter.requires_grad_(learns)
+        if not learns:
             continue
         decays = group != "embeddings" and parameter.ndim > 1
         key = (group, decays)
@@ -59,7 +65,7 @@ def parameter_groups(model: Csm, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 class TorchTrainer:
-    """AdamW over the parameters that the recipe does not freeze.
+    """AdamW over the parameters that the recipe does not freeze, or over adapters on them.
 
     Args:
         model: in the dtype its parameters are to be trained in (fp32 on CPU).
@@ -71,10 +77,18 @@ class TorchTrainer:
         self.model, self.recipe = model, recipe
         self.dtype = activations or model.audio_table.dtype
         torch.manual_seed(recipe.seed)
+        self.plan = plan_adapters(model.config, recipe.lora, recipe.frozen) if recipe.method == "lora" else None
+        if self.plan:
+            attach(model, self.plan, recipe.seed)
+        elif any(name.endswith(".bias") for name, _ in model.named_parameters()):
+            raise CsmError(
+                "the model is an adapter with biases (lora_bias), and a model folder has no place for them.",
+                "Train another adapter on it: --method lora.",
+            )
         model.checkpoint_layers(recipe.gradient_ckpt)
         groups = parameter_groups(model, recipe)
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=BETAS, eps=EPSILON, fused=True)
-        self.keeps_states = recipe.freeze_backbone and recipe.freeze_embeddings and recipe.context_turns == 0
+        self.keeps_states = {group["group"] for group in groups} == {"decoder"} and recipe.context_turns == 0
         self._states: dict[bytes, Tensor] = {}
         self._states_bytes = 0
 
@@ -177,6 +191,8 @@ class TorchTrainer:
                 for key, value in self.optimizer.state[parameter].items():
                     tensors[f"{key}/{name}"] = value.contiguous()
         tensors["random_state"] = torch.get_rng_state()
+        if self.model.audio_table.is_cuda:
+            tensors["cuda_random_state"] = torch.cuda.get_rng_state(self.model.audio_table.device)
         save_tensors(tensors, folder / "optimizer.safetensors")
         (folder / "backend.json").write_text(json.dumps({"backend": "torch", "torch": torch.__version__}))
 
@@ -204,6 +220,8 @@ class TorchTrainer:
             torch.set_rng_state(tensors["random_state"])
         except (KeyError, RuntimeError, TypeError):
             raise _damaged(folder, "it holds no random state") from None
+        if self.model.audio_table.is_cuda and "cuda_random_state" in tensors:
+            torch.cuda.set_rng_state(tensors["cuda_random_state"], self.model.audio_table.device)
 
     def peak_memory(self) -> int:
         """Bytes: the most that torch held on the GPU, else the most that the process held."""
@@ -221,8 +239,11 @@ class TorchTrainer:
             yield
 
     def save_model(self, unchanged: Path, out: Path) -> None:
-        """Make `out` a loadable model folder; see `csm.torch.checkpoint.write_checkpoint`."""
-        write_checkpoint(self.model, self.trained_names, unchanged, out)
+        """Make `out` a loadable model folder; see `csm.torch.checkpoint.write_checkpoint`. With adapters, one of theirs."""
+        if self.plan:
+            write_adapter(self.model, self.plan, unchanged, out)
+        else:
+            write_checkpoint(self.model, self.trained_names, unchanged, out)
 
 
 def _damaged(folder: Path, why: str) -> CsmError:

@@ -62,7 +62,7 @@ def card(identity: Mapping[str, Any], lineage: Mapping[str, Any], step: int, val
     style = f" for the style {recipe['style_name']!r}" if recipe.get("style_name") else ""
     origin = f", a checkpoint of run {parent['run']['id']}" if parent.get("run") else ""
     sections = [
-        _header(),
+        _header("peft" if recipe.get("method") == "lora" else "transformers"),
         f"# A CSM after {identity['preset']}, step {step}",
         f"A conversational speech model (CSM), fine-tuned with the preset {identity['preset']}{style} by "
         f"{lineage['program']}. It began from `{Path(parent['path']).name}`{origin} (sha256 `{parent['hash'][:16]}`).",
@@ -83,8 +83,8 @@ def card(identity: Mapping[str, Any], lineage: Mapping[str, Any], step: int, val
     return "\n\n".join(sections) + "\n"
 
 
-def _header() -> str:
-    lines = ("library_name: transformers", "pipeline_tag: text-to-speech", "tags:", "- csm", "- text-to-speech")
+def _header(library: str) -> str:
+    lines = (f"library_name: {library}", "pipeline_tag: text-to-speech", "tags:", "- csm", "- text-to-speech")
     return "\n".join(("---", *lines, "---"))
 
 

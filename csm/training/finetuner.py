@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from csm.adapter import plan_adapters
+from csm.adapter_folder import BaseName, write_base
 from csm.backend import Backend, choose_backend
 from csm.data.batches import EpochBatches, validation_batches
 from csm.data.codes import CodeCache, Tokenised, data_fingerprint, default_cache_folder, tokenise
@@ -23,7 +25,7 @@ from csm.data.row import Row
 from csm.data.speakers import learned_speakers
 from csm.data.terms import TermClips, describe_terms, term_shares
 from csm.errors import CsmError
-from csm.model_folder import ModelFolder, embedded_name, open_folder, pointed_to
+from csm.model_folder import ModelFolder, open_folder, pointed_to
 from csm.presets import EPOCHS, PRESETS
 from csm.recipe import CHANGEABLE, Recipe, Resolved, nearest, resolve
 from csm.segment import Conversation, Segment
@@ -95,6 +97,14 @@ class CSMFineTuner:
     def resolved(self) -> Resolved:
         """The recipe as it stands: preset, what follows from the data, recommendation, further layers, with sources."""
         return resolve(self.preset, PRESETS[self.preset], [*self._by_data, *self.layers])
+
+    @property
+    def adapters(self) -> str | None:
+        """What the method lora will adapt, in one line; None where the method is full. Raises as `plan_adapters`."""
+        recipe, config = self.resolved.recipe, self.base.config
+        if recipe.method == "full":
+            return None
+        return plan_adapters(config, recipe.lora, recipe.frozen).describe(config)
 
     def prepare_optimizer(
         self,
@@ -187,7 +197,10 @@ class CSMFineTuner:
     def _refuse_own_inputs(self, data: Tokenised) -> None:
         """A run folder must not hold its own base or recordings: --fresh would move them away."""
         out = self.run.path.resolve()
-        inputs = [self.base.path, *(turn.row.audio for conversation in data.conversations for turn in conversation)]
+        bases, below = [self.base.path], self.base.base
+        while below is not None:
+            bases, below = [*bases, below.path], below.base
+        inputs = [*bases, *(turn.row.audio for conversation in data.conversations for turn in conversation)]
         for path in inputs:
             if path.resolve().is_relative_to(out):
                 raise CsmError(
@@ -239,11 +252,13 @@ class CSMFineTuner:
 
     def _parts(self, training: ExampleSet, validation: ExampleSet, checkpoint: Path | None) -> Parts:
         recipe = self.resolved.recipe
-        trainer = self.backend.trainer(open_folder(checkpoint) if checkpoint else self.base, recipe)
+        trainer = self.backend.trainer(self.base, recipe, checkpoint)
         if checkpoint:
             trainer.load(checkpoint / TRAINER)
         unchanged = self.run.path / UNCHANGED
-        if not unchanged.is_dir():
+        if recipe.method == "lora":
+            write_base(_base_name(self.base), unchanged)
+        elif not unchanged.is_dir():
             self.backend.write_unchanged(self.base, trainer.trained_names, unchanged)
         often, held_terms = term_shares(training.sources, validation.sources, recipe)
         batches = EpochBatches(
@@ -283,7 +298,7 @@ class CSMFineTuner:
         return {
             "schema_version": RUN_SCHEMA,
             "parent": {
-                "path": embedded_name(self.base.path) or str(self.base.path.resolve()),
+                "path": self.base.name,
                 "beside": str(self.base.beside.resolve()),
                 "hash": self.base.hash,
                 "run": parent_run(self.base.path),
@@ -326,6 +341,12 @@ def without_long_turns(data: Tokenised, base: ModelFolder, strict: bool = False)
             kept.append(turns)
     require_usable(len(kept), faults, strict)
     return Tokenised(kept, faults, data.frame_rate)
+
+
+def _base_name(base: ModelFolder) -> BaseName:
+    """What base.json says of a base; where its companions are is said where that is not beside the weights."""
+    alone = base.base is None and base.beside not in (base.path, base.path.parent)
+    return BaseName(base.name, base.path.name, base.hash, str(base.beside.resolve()) if alone else None)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
