@@ -98,3 +98,24 @@ def test_it_plans_a_fine_tune(installed: tuple[Path, dict[str, str]], tmp_path: 
     shown = run(installed, tmp_path, "csm-finetune", "voice-adapt", "--output-dir", "run", "--dry-run", "--threads", 1)
     assert "csm-tiny/recommended.json" in shown
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.timeout(900)
+def test_an_empty_environment_is_enough(wheel: Path, tmp_path: Path) -> None:
+    """A new venv, the torch of this one, the wheel and what it declares: nothing more is needed to speak."""
+    import torch
+
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    for wanted in (f"torch=={torch.__version__.split('+')[0]}", str(wheel)):
+        command = [python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", wanted]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "TMPDIR")}
+    (tmp_path / "here").mkdir()
+    done = subprocess.run(
+        [tmp_path / "venv" / "bin" / "csm", "generate", "--text", "hello there.", "--output", "hello.wav"],
+        cwd=tmp_path / "here", env={**kept, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert soundfile.info(tmp_path / "here" / "hello.wav").duration > 0.3

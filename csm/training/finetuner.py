@@ -180,7 +180,8 @@ class CSMFineTuner:
             found = None if is_new else self._find(identity, resume)
             parts = replace(self._parts(training, validation, found[0] if found else None), watch=watch)
             start = found[1] if found else Position()
-            watch.begun(start.step, aside)
+            if start.step < parts.steps:
+                watch.begun(start.step, aside)
             end = train(parts, start)
         best = pointed_to(self.run.path, "best")
         assert best is not None, "a run that ended has a checkpoint"
