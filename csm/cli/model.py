@@ -30,7 +30,7 @@ def path(name: str) -> None:
 @takes_base
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def info(name: str, base: Path | None, as_json: bool) -> None:
-    """Check a model, every tensor of it, and describe it."""
+    """Check a model, every tensor of it but its codec's, and describe it."""
     from csm.model_folder import open_folder
 
     facts = _describe(open_folder(name, base))
