@@ -20,14 +20,15 @@ TARGET_LUFS = -23.0
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 
 
-def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
-    """Read a sound file as one mono wave at its own rate.
+def read_audio(path: str | Path, start: float | None = None, end: float | None = None) -> tuple[np.ndarray, int]:
+    """Read a sound file, or the part of it from `start` to `end` seconds, as one mono wave at its own rate.
 
     Returns:
         the wave `(samples,)` float32, channels averaged, and the sample rate in Hz.
 
     Raises:
-        CsmError: the file is missing, is no sound file, is empty, is truncated, or holds values that are no numbers.
+        CsmError: the file is missing, is no sound file, is empty, is truncated, or holds values that are no numbers;
+            the part does not lie in it.
     """
     import soundfile
 
@@ -41,7 +42,11 @@ def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
     try:
         with _QuietStderr(), soundfile.SoundFile(path) as file:
             rate, declared = file.samplerate, file.frames
-            wave = file.read(dtype="float32", always_2d=True)
+            first, count = 0, -1
+            if start is not None or end is not None:
+                first, count = _part(path, start, end, declared / rate, rate)
+                file.seek(first)
+            wave = file.read(count, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         reason = str(error.error_string).removeprefix("Error : ").rstrip(".")
         raise CsmError(f"{path} cannot be read as sound ({reason}).", f"Readable are {', '.join(SUFFIXES)}.") from error
@@ -49,11 +54,19 @@ def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
         raise CsmError(f"{path} declares more sound than memory holds.", "Encode it again.") from error
     if len(wave) == 0:
         raise CsmError(f"{path} holds no samples.")
-    if _is_truncated(path, declared, len(wave)):
+    if len(wave) < count if count >= 0 else _is_truncated(path, declared, first + len(wave)):
         raise CsmError(f"{path} is truncated: it ends before the sound does.", "Copy or encode it again.")
     if not np.isfinite(wave).all():
         raise CsmError(f"{path} holds samples that are not numbers (NaN or infinity).")
     return np.ascontiguousarray(wave.mean(axis=1)), rate
+
+
+def _part(path: Path, start: float | None, end: float | None, seconds: float, rate: int) -> tuple[int, int]:
+    """The first sample and the number of samples of a part; -1 samples reach to the end."""
+    first, last = start or 0.0, seconds if end is None else end
+    if not 0 <= first < last <= seconds + 0.05:  # ends are often rounded up
+        raise CsmError(f"{path} lasts {seconds:.2f} s and has no part from {first:g} to {last:g} s.")
+    return round(first * rate), -1 if end is None else round(min(last, seconds) * rate) - round(first * rate)
 
 
 def load_wave(path: str | Path, rate: int = SAMPLE_RATE) -> np.ndarray:

@@ -10,10 +10,12 @@ import pytest
 import soundfile
 
 from csm import audio
+from csm.audio import read_audio, write_wave
 from csm.data import clips
 from csm.data.clips import Clip, clipped_share, load_clip, load_sound, text_fault
 from csm.data.faults import Fault
 from csm.data.row import Row
+from csm.errors import CsmError
 
 TEXT = "A sentence that takes a moment to say."
 SUBTYPES = {
@@ -223,3 +225,21 @@ def test_clipping_counts_runs_at_full_scale_alone() -> None:
 def test_settings_tell_what_is_done() -> None:
     for value in (audio.TARGET_LUFS, clips.TRIM_BELOW_PEAK_DB, clips.TRIM_KEEP_SECONDS, clips.SHORTEST_SECONDS):
         assert str(value) in clips.SETTINGS
+
+
+class TestParts:
+    def test_a_part_is_the_samples_between_its_seconds(self, tmp_path: Path) -> None:
+        path = tmp_path / "long.wav"
+        wave, rate = np.linspace(-0.5, 0.5, 48_000, dtype=np.float32), 24_000
+        write_wave(path, wave, rate)
+        whole, _ = read_audio(path)
+        part, _ = read_audio(path, 0.5, 1.25)
+        rest, _ = read_audio(path, 1.5)
+        assert np.array_equal(part, whole[12_000:30_000])
+        assert np.array_equal(rest, whole[36_000:])
+
+    @pytest.mark.parametrize(("start", "end"), [(1.0, 3.0), (2.5, None), (1.0, 0.5), (-1.0, 1.0)])
+    def test_a_part_that_is_not_there_is_named(self, tmp_path: Path, start: float, end: float | None) -> None:
+        write_wave(tmp_path / "x.wav", np.full(48_000, 0.1, np.float32), 24_000)
+        with pytest.raises(CsmError, match=r"lasts 2\.00 s and has no part from"):
+            read_audio(tmp_path / "x.wav", start, end)

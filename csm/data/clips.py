@@ -42,19 +42,26 @@ class Clip:
 
 def load_clip(row: Row, sample_rate: int = audio.SAMPLE_RATE, trim: bool = True) -> Clip | Fault:
     """The row's clip at `sample_rate` Hz, or the one thing that is wrong with its sound or its text."""
-    wave = load_sound(row.audio, sample_rate, trim)
+    wave = load_sound(row.audio, sample_rate, trim, row.start, row.end)
     if isinstance(wave, Fault):
         return wave
     return text_fault(row, len(wave) / sample_rate) or Clip(row, wave)
 
 
-def load_sound(path: Path, sample_rate: int = audio.SAMPLE_RATE, trim: bool = True) -> np.ndarray | Fault:
-    """A sound file as `(samples,)` float32, resampled, trimmed and at `audio.TARGET_LUFS`.
+def load_sound(
+    path: Path,
+    sample_rate: int = audio.SAMPLE_RATE,
+    trim: bool = True,
+    start: float | None = None,
+    end: float | None = None,
+) -> np.ndarray | Fault:
+    """A sound file, or its part from `start` to `end` seconds, as `(samples,)` float32.
 
-    A fault is a file that cannot be read, is truncated, empty, silent, clipped, too short or too long.
+    It is resampled, trimmed and at `audio.TARGET_LUFS`. A fault is a file that cannot be read, is truncated, empty,
+    silent, clipped, too short or too long.
     """
     try:
-        wave, rate = audio.read_audio(path)
+        wave, rate = audio.read_audio(path, start, end)
     except CsmError as error:
         return Fault(path, error.message.removeprefix(f"{path} ").rstrip("."))
     except OSError as error:

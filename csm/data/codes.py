@@ -59,13 +59,13 @@ class CodeCache:
         same data gets the same verdict either way.
         """
         try:
-            entry = self._entry(row.audio)
+            entry = self._entry(row)
         except OSError as error:
             missing = isinstance(error, FileNotFoundError)
             return Fault(row.audio, "is not there" if missing else f"cannot be read ({error.strerror})")
         codes = read_entry(entry, self.codec.codebooks)
         if codes is None:
-            wave = load_sound(row.audio, self.codec.sample_rate)
+            wave = load_sound(row.audio, self.codec.sample_rate, True, row.start, row.end)
             if isinstance(wave, Fault):
                 return wave
             codes = np.asarray(self.codec.encode(wave)).astype(np.int64)
@@ -73,9 +73,10 @@ class CodeCache:
             write_entry(entry, codes)
         return text_fault(row, codes.shape[1] / self.codec.frame_rate) or codes
 
-    def _entry(self, audio: Path) -> Path:
-        with open(audio, "rb") as file:
-            key = hashlib.file_digest(file, lambda: hashlib.sha256(self._salt)).hexdigest()
+    def _entry(self, row: Row) -> Path:
+        part = json.dumps([row.start, row.end]).encode() if (row.start, row.end) != (None, None) else b""
+        with open(row.audio, "rb") as file:
+            key = hashlib.file_digest(file, lambda: hashlib.sha256(self._salt + part)).hexdigest()
         return self.folder / key[:2] / f"{key}.npy"
 
 

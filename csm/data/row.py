@@ -19,6 +19,9 @@ class Row:
         speaker: the number written before the text.
         source: the file that the text stands in.
         line: the line of `source` on which it begins, counted from 1; None where the file is one text.
+        start, end: where in the sound file the clip lies, in seconds; None for its beginning and its end.
+        language: the language of the text, as BCP 47 writes it.
+        weight: of the turn's loss, against 1 for the others.
     """
 
     name: str
@@ -27,6 +30,10 @@ class Row:
     speaker: int
     source: Path
     line: int | None = None
+    start: float | None = None
+    end: float | None = None
+    language: str = "en"
+    weight: float = 1.0
 
 
 def clean_text(text: str) -> str:
