@@ -674,7 +674,10 @@ def test_flags_reach_the_recipe_and_the_adapters_are_told(toy_folder: Path, tmp_
     assert "adapters: backbone 14, decoder 14, projection; " in done.stderr
     again = dry_run(toy_folder, tmp_path, *flags[:-4], "--target-layers", "0", "--target-layers", "1",
                     "--target-modules", "attn", "--target-modules", "projection")  # fmt: skip
-    assert again.stdout == done.stdout
+    spaced = dry_run(
+        toy_folder, tmp_path, *flags[:-4], "--target-layers", "0", "1", "--target-modules", "attn", "projection"
+    )
+    assert again.stdout == done.stdout == spaced.stdout
     assert "lora_" not in dry_run(toy_folder, tmp_path).stdout
 
 
@@ -693,7 +696,7 @@ def test_every_flag_is_in_the_table(toy_folder: Path, tmp_path: Path) -> None:
     [
         (("--lora-rank", "4"), 1, "Add --method lora"),
         (("--method", "lora", "--target-layers", "0"), 1, "where nothing is adapted"),
-        (("--method", "lora", "--target-layers", "one"), 2, "not the number of a layer"),
+        (("--method", "lora", "--target-layers", "one"), 2, "not a whole number"),
         (("--method", "lora", "--target-modules", "attention"), 1, "is no part of a CSM"),
         (("--method", "lora", "--dora", "--target-modules", "acoustic_heads"), 1, "lora_dora cannot be had"),
     ],

@@ -324,9 +324,14 @@ def test_context_dropout_drops_that_share_and_draws_anew() -> None:
 
 
 def test_lists_on_the_command_line() -> None:
-    for words in (["0,2"], ["0 2"], ["0", "--mask-speaker-ids", "2"]):
+    for words in (["0,2"], ["0 2"], ["0", "2"], ["0", "--mask-speaker-ids", "2"], ["0,", "2", "0"]):
         assert dry("--mask-speaker-ids", *words)["mask_speaker_ids"] == ("0,2", "flag")
     assert "whole numbers" in finetune("domain", "--output-dir", "x", "--mask-speaker-ids", "a", code=2).stderr
+    assert "the list is empty" in finetune("domain", "--output-dir", "x", "--mask-speaker-ids", "", code=2).stderr
+    assert "unexpected extra argument (2)" in finetune("domain", "--output-dir", "x", "2", code=2).stderr
+    words = ["0", "1", "--epochs", 3, "--log-to", "wandb", "trackio"]
+    shown = dry("--mask-speaker-ids", *words)
+    assert [shown[key][0] for key in ("mask_speaker_ids", "epochs", "log_to")] == ["0,1", "3", "wandb,trackio"]
     assert dry("--max-context-turns", 3)["context_turns"] == ("3", "flag")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from csm.cli.lists import ListCommand
 from csm.errors import CsmError
 
 
@@ -34,6 +35,8 @@ def warn(text: str) -> None:
 
 class Group(click.Group):
     """A click group whose commands end in one sentence and the right exit code, whatever they raise."""
+
+    command_class = ListCommand
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:

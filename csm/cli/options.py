@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from csm.cli.lists import NUMBERS, listed
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
 SEED = click.IntRange(0, 2**63 - 1)
@@ -50,30 +52,16 @@ reads_data = _bundle(
 )  # fmt: skip
 
 
-def _listed(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
-    """A list however it was written: repeated, with commas, or with spaces inside one word; None where it was not."""
-    return tuple(word for text in value for word in text.replace(",", " ").split()) or None
-
-
-def _listed_numbers(context: click.Context, option: click.Parameter, value: tuple[str, ...]) -> tuple[int, ...] | None:
-    words = _listed(context, option, value)
-    wrong = [word for word in words or () if not word.isdigit()]
-    if wrong:
-        raise click.BadParameter(f"{wrong[0]!r} is not the number of a layer.")
-    return tuple(map(int, words)) if words else None
-
-
 adapts = _bundle(
     click.option("--method", type=click.Choice(["full", "lora"]), help="learn the weights, or thin adapters beside them"),
     click.option("--lora-rank", type=int, help="width of the adapters"),
     click.option("--lora-alpha", type=float, help="their weight is alpha / rank"),
     click.option("--lora-dropout", type=float, help="share of the adapters' input that is left out in training"),
-    click.option("--target-modules", "lora_targets", multiple=True, callback=_listed, metavar="NAMES",
-                 help="attn (all matrices of the layers), or any of q_proj k_proj v_proj o_proj gate_proj up_proj "
-                 "down_proj; projection codebook0_head acoustic_heads text_embeddings audio_embeddings; backbone.NAME or "
-                 "decoder.NAME for one transformer; default: all that learns but embeddings"),
-    click.option("--target-layers", "lora_layers", multiple=True, callback=_listed_numbers, metavar="NUMBERS",
-                 help="layers of the backbone, from 0; default: all"),
+    listed("--target-modules", "lora_targets",
+           help="attn (all matrices of the layers), or any of q_proj k_proj v_proj o_proj gate_proj up_proj "
+           "down_proj; projection codebook0_head acoustic_heads text_embeddings audio_embeddings; backbone.NAME or "
+           "decoder.NAME for one transformer; default: all that learns but embeddings"),
+    listed("--target-layers", "lora_layers", metavar=NUMBERS, help="layers of the backbone, from 0; default: all"),
     click.option("--dora/--no-dora", "lora_dora", default=None, help="learn length and direction apart"),
     click.option("--rslora/--no-rslora", "lora_rslora", default=None, help="weigh by alpha / sqrt(rank)"),
 )  # fmt: skip

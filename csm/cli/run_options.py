@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import click
 
+from csm.cli.lists import NUMBERS, listed
 from csm.cli.options import PATH, Command
 from csm.errors import CsmError
 
@@ -14,29 +14,9 @@ SELECT_BY = ("validation_loss", "speaker_similarity")
 LOGS = ("tensorboard", "wandb", "trackio")
 
 
-class _Listed(click.ParamType):
-    """Values between commas; the flag may be repeated as well."""
-
-    name = "LIST"
-
-    def __init__(self, kind: Callable[[str], Any], known: tuple[str, ...] = ()):
-        self.kind, self.known = kind, known
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, tuple):
-            return value
-        try:
-            parts = tuple(self.kind(part) for part in str(value).replace(",", " ").split())
-        except ValueError:
-            self.fail(f"{value!r} is not a list of whole numbers, like 0,2.", param, ctx)
-        if self.known and set(parts) - set(self.known):
-            self.fail(f"{value!r} is not one or more of {', '.join(self.known)}.", param, ctx)
-        return parts
-
-
 _OPTIONS = (
-    click.option("--mask-speaker-ids", multiple=True, type=_Listed(int), help="speakers whose turns are context only"),
-    click.option("--only-speaker-ids", multiple=True, type=_Listed(int), help="the speakers whose turns are learned"),
+    listed("--mask-speaker-ids", metavar=NUMBERS, help="speakers whose turns are context only"),
+    listed("--only-speaker-ids", metavar=NUMBERS, help="the speakers whose turns are learned"),
     click.option("--context-dropout", type=float, help="share of examples an epoch shows without their context"),
     click.option("--early-stop", type=int, help="end after so many validations without a better one; 0 never"),
     click.option("--select-by", type=click.Choice(SELECT_BY), help="what `best` and --early-stop go by"),
@@ -45,7 +25,7 @@ _OPTIONS = (
     click.option("--reference", type=PATH, help="recordings that samples are compared with; default: the data's own"),
     click.option("--keep", type=int, help="the newest checkpoints to keep, beside the best; 0 keeps all"),
     click.option("--gradient-ckpt/--no-gradient-ckpt", default=None, help="less memory for more time, equal numbers"),
-    click.option("--log-to", multiple=True, type=_Listed(str, (*LOGS, "none")), help="default: tensorboard"),
+    listed("--log-to", known=(*LOGS, "none"), help=f"any of {', '.join(LOGS)}, or none; default: tensorboard"),
 )
 _TERMS = (
     click.option("--terms", type=PATH, help="a file of terms, one a line: their clips are shown more often"),
@@ -78,9 +58,6 @@ def run_layer(flags: dict[str, Any]) -> dict[str, Any]:
         CsmError: the file of terms cannot be used.
     """
     values = {key: flags.get(key) for key in KEYS}
-    for key in ("mask_speaker_ids", "only_speaker_ids", "log_to"):
-        given = values[key]
-        values[key] = tuple(dict.fromkeys(part for parts in given for part in parts)) if given else None
     values["sample_prompts"] = values["sample_prompts"] or None
     if values["log_to"] and "none" in values["log_to"]:
         if len(values["log_to"]) > 1:
