@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from csm.adapter import LoraSettings
+from csm.adapters.settings import LoraSettings
 from csm.errors import CsmError
 
 METHODS = ("full", "lora")
@@ -28,8 +28,8 @@ class Recipe:
     `decoder_fraction` is the share of frames that train the depth decoder in a step; `save_every` 0 means once an epoch;
     `max_steps` 0 means as many as the epochs take; `max_grad_norm` 0 means no clipping; `early_stop` 0 never stops
     early; `keep` 0 keeps every checkpoint; `sample_every` 0 speaks no samples. Keys that begin with `lora_` are for the
-    method lora alone; see `csm.adapter.LoraSettings`. The keys of `CHANGEABLE` leave the numbers alone: a run may be gone
-    on with under other values of them.
+    method lora alone; see `csm.adapters.settings.LoraSettings`. The keys of `CHANGEABLE` leave the numbers alone: a run may
+    be gone on with under other values of them.
     """
 
     learning_rate: float = 2e-5

@@ -19,8 +19,10 @@ from test_model import random_turn, transformers_rows
 from test_run import cache, data, train, tuner  # noqa: F401 - fixtures
 from test_trainer import batch, trainer
 
-from csm.adapter import SINGLES, LoraSettings, plan_adapters
-from csm.adapter_folder import BaseName, write_base
+from csm.adapters.origin import Origin, write_base
+from csm.adapters.plan import plan_adapters
+from csm.adapters.settings import LoraSettings
+from csm.adapters.targets import SINGLES
 from csm.backend import Sampling
 from csm.errors import CsmError
 from csm.frames import text_rows
@@ -66,7 +68,7 @@ def shaken(folder: Path, seed: int = 3, **settings: Any) -> tuple[Csm, Any]:
 
 
 def saved(model: Csm, plan: Any, base: ModelFolder, out: Path) -> Path:
-    write_base(BaseName(base.name, "toy", base.hash), out.with_name(f"{out.name}-unchanged"))
+    write_base(Origin(base.name, "toy", base.hash), out.with_name(f"{out.name}-unchanged"))
     out.mkdir()
     write_adapter(model, plan, out.with_name(f"{out.name}-unchanged"), out)
     return out
@@ -393,7 +395,7 @@ def test_a_trained_step_equals_pefts(toy_folder: Path, tmp_path: Path) -> None:
     one = adapting(toy_folder)
     from csm.torch.lora_file import read_adapter, set_adapter
 
-    set_adapter(one.model, read_adapter(tmp_path / "start", one.model.config, one.model.state_dict())[1])
+    set_adapter(one.model, read_adapter(tmp_path / "start", one.model.config, one.model.state_dict().get))
     example = Example("a", rows, 0)
     mine = collate([example], [np.ones(len(example.targets), bool)])
     for _ in range(3):
@@ -547,7 +549,10 @@ def test_unmatched_keys_are_all_named(toy_folder: Path, tmp_path: Path) -> None:
         ({"peft_type": "LOHA"}, "LOHA"),
         ({"use_qalora": True}, "use_qalora"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"modules_to_save": ["lm_head"]}, "lm_head.weight is missing"),
+        ({"target_modules": "q_proj("}, "pattern that cannot be read"),
+        ({"r": "four"}, "no whole number"),
+        ({"lora_alpha": None}, "alpha that is no number"),
         ({"bias": "all"}, "bias"),
         ({"target_modules": ["nothing"]}, "adapts nothing"),
     ],
@@ -577,7 +582,7 @@ def test_what_a_csm_cannot_express_is_refused(toy_folder: Path, tmp_path: Path) 
         load_adapter(model, tmp_path / "codec")
     peft_folder(toy_folder, tmp_path / "copy", target_modules=["lm_head"])
     spoil(tmp_path / "copy", lambda t: t["base_model.model.lm_head.base_layer.weight"].add_(1))
-    with pytest.raises(CsmError, match="not what the base has"):
+    with pytest.raises(CsmError, match=r"another base: its copies of lm_head\.weight"):
         load_adapter(model, tmp_path / "copy")
 
 

@@ -17,9 +17,8 @@ from csm.errors import CsmError
 from csm.generator import Generator
 from csm.layouts import CSM_MLX, SESAME, TRANSFORMERS
 from csm.model_folder import open_either, open_folder
-from csm.torch.adapter_folder import convert_adapter
 from csm.torch.checkpoint import load_model, read_tensors
-from csm.torch.convert import convert, merge_adapter
+from csm.torch.convert import convert, convert_adapter, merge_adapter
 from csm.training.finetuner import CSMFineTuner
 from csm.training.watchers import Watchers
 from csm.weights import parameter_shapes

@@ -169,7 +169,8 @@ def _of_run(path: Path, speaker_id: int) -> dict[str, Any]:
 
 def _scores_of_best(run: Path) -> dict[str, Any]:
     """What `csm evaluate` left; empty where it did not run or did not score the best."""
-    from csm.model_folder import pointed_to, read_json
+    from csm.json_file import read_json
+    from csm.model_folder import pointed_to
     from evaluation.score import Scores
 
     scores_path, best = run / "report" / "scores.json", pointed_to(run, "best")

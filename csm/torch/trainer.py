@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from csm.adapter import plan_adapters
+from csm.adapters.plan import plan_adapters
 from csm.data.batches import Batch
 from csm.errors import CsmError
-from csm.model_folder import read_json
+from csm.json_file import read_json
 from csm.recipe import Recipe
 from csm.torch.checkpoint import save_tensors, write_adapter, write_checkpoint
 from csm.torch.lora import attach, is_adapter_name

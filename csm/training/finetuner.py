@@ -14,8 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from csm.adapter import plan_adapters
-from csm.adapter_folder import BaseName, write_base
+from csm.adapters.origin import write_base
+from csm.adapters.plan import plan_adapters
 from csm.backend import Backend, choose_backend
 from csm.data.batches import EpochBatches, validation_batches
 from csm.data.codes import CodeCache, Tokenised, data_fingerprint, default_cache_folder, tokenise
@@ -258,7 +258,7 @@ class CSMFineTuner:
             trainer.load(checkpoint / TRAINER)
         unchanged = self.run.path / UNCHANGED
         if recipe.method == "lora":
-            write_base(_base_name(self.base), unchanged)
+            write_base(self.base.origin, unchanged)
         elif not unchanged.is_dir():
             self.backend.write_unchanged(self.base, trainer.trained_names, unchanged)
         often, held_terms = term_shares(training.sources, validation.sources, recipe)
@@ -342,12 +342,6 @@ def without_long_turns(data: Tokenised, base: ModelFolder, strict: bool = False)
             kept.append(turns)
     require_usable(len(kept), faults, strict)
     return Tokenised(kept, faults, data.frame_rate)
-
-
-def _base_name(base: ModelFolder) -> BaseName:
-    """What base.json says of a base; where its companions are is said where that is not beside the weights."""
-    alone = base.base is None and base.beside not in (base.path, base.path.parent)
-    return BaseName(base.name, base.path.name, base.hash, str(base.beside.resolve()) if alone else None)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -1,77 +1,19 @@
-"""LoRA (Hu et al., 2021) as a plan: which modules of a CSM are adapted, with what rank and scale. No weights, no backend.
+"""An adapter as a plan: which modules of a CSM it adapts, with what rank and scale. No weights, no backend.
 
-Names are csm-mlx's (`attn`, `projection`, `codebook0_head`) and transformers' own; `backbone.` or `decoder.` before a name
-of a layer's matrix means that transformer alone. A group that is frozen takes no adapter.
+A group that is frozen takes no adapter.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from csm.adapters.settings import LoraSettings
+from csm.adapters.targets import GROUPS, KINDS, PARTS, modules_of, pairs_of
 from csm.config import ModelConfig
 from csm.errors import CsmError
 from csm.weights import parameter_shapes
-
-LAYER_MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-STACKS = {"backbone": "backbone_model.layers", "decoder": "depth_decoder.model.layers"}
-SINGLES = {
-    "projection": "depth_decoder.model.inputs_embeds_projector",
-    "codebook0_head": "lm_head",
-    "acoustic_heads": "depth_decoder.codebooks_head",
-    "text_embeddings": "embed_text_tokens",
-    "audio_embeddings": "depth_decoder.model.embed_tokens",
-}
-PARTS = (*STACKS, *SINGLES)
-TARGETS = ("attn", *LAYER_MATRICES, *SINGLES)
-KINDS = {"acoustic_heads": "heads", "text_embeddings": "table", "audio_embeddings": "table"}
-GROUPS = {"backbone": "backbone", "text_embeddings": "embeddings", "audio_embeddings": "embeddings"}
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """What a recipe says of its adapters, checked.
-
-    `targets` empty means every matrix of the groups that learn: `attn`, projection and heads, but no embeddings. `layers`
-    and `decoder_layers` empty mean all. `ranks` and `alphas` name parts that differ: "decoder=4".
-    """
-
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    bias: bool = False
-    targets: tuple[str, ...] = ()
-    layers: tuple[int, ...] = ()
-    decoder_layers: tuple[int, ...] = ()
-    ranks: tuple[str, ...] = ()
-    alphas: tuple[str, ...] = ()
-    dora: bool = False
-    rslora: bool = False
-
-    def __post_init__(self) -> None:
-        for target in self.targets:
-            _pairs_of(target)
-        for part, rank in _by_part("lora_ranks", self.ranks).items():
-            if rank < 1 or rank != int(rank):
-                raise CsmError(f"lora_ranks gives {part} the rank {rank:g}; a rank is a whole number from 1.")
-        _by_part("lora_alphas", self.alphas)
-        if self.dora and self.bias:
-            raise CsmError("lora_dora and lora_bias exclude each other.", "DoRA's norm has no place for a bias.")
-        option = "lora_dora" if self.dora else "lora_bias" if self.bias else ""
-        unfit = [target for target in self.targets if target in KINDS]
-        if option and unfit:
-            raise CsmError(
-                f"{option} cannot be had for {' and '.join(unfit)}: PEFT's adapters cannot express it there.",
-                f"Leave out {option}, or name other targets, such as attn projection codebook0_head.",
-            )
-
-    def rank_of(self, part: str) -> int:
-        return int(_by_part("lora_ranks", self.ranks).get(part, self.rank))
-
-    def alpha_of(self, part: str) -> float:
-        return _by_part("lora_alphas", self.alphas).get(part, self.alpha)
 
 
 @dataclass(frozen=True)
@@ -155,9 +97,9 @@ def plan_adapters(config: ModelConfig, settings: LoraSettings, frozen: Iterable[
     resting = set(frozen)
     chosen: set[tuple[str, str]] = set()
     for target in settings.targets or _automatic(settings):
-        pairs = {pair for pair in _pairs_of(target) if GROUPS.get(pair[0], "decoder") not in resting}
+        pairs = {pair for pair in pairs_of(target) if GROUPS.get(pair[0], "decoder") not in resting}
         if settings.targets and not pairs:
-            group = GROUPS.get(_pairs_of(target)[0][0], "decoder")
+            group = GROUPS.get(pairs_of(target)[0][0], "decoder")
             raise CsmError(
                 f"lora_targets names {target}, and the {group} group, where it is, is frozen.",
                 f"Add --no-freeze-{group}, or leave {target} out.",
@@ -170,7 +112,7 @@ def plan_adapters(config: ModelConfig, settings: LoraSettings, frozen: Iterable[
     }  # fmt: skip
     sites = [
         Site(path, part, KINDS.get(part, "linear"), settings.rank_of(part), settings.alpha_of(part))
-        for path, part, matrix, layer in _modules(config)
+        for path, part, matrix, layer in modules_of(config)
         if (part, matrix) in chosen and (layer is None or layer in layers[part])
     ]
     if not sites:
@@ -181,57 +123,17 @@ def plan_adapters(config: ModelConfig, settings: LoraSettings, frozen: Iterable[
 def module_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shape of the weight of every module that can be adapted, by path."""
     weights = parameter_shapes(config)
-    return {path: weights[f"{path}.weight"] for path, *_ in _modules(config)}
+    return {path: weights[f"{path}.weight"] for path, *_ in modules_of(config)}
 
 
 def every_site(config: ModelConfig) -> dict[str, Site]:
     """Every module that can be adapted, by path, with rank 0."""
-    return {path: Site(path, part, KINDS.get(part, "linear"), 0, 0.0) for path, part, *_ in _modules(config)}
-
-
-def _modules(config: ModelConfig) -> list[tuple[str, str, str, int | None]]:
-    """(path, part, name of the matrix, layer) of every module that can be adapted."""
-    depths = {"backbone": config.backbone.num_hidden_layers, "decoder": config.depth.num_hidden_layers}
-    found: list[tuple[str, str, str, int | None]] = []
-    for part, prefix in STACKS.items():
-        for layer in range(depths[part]):
-            for matrix in LAYER_MATRICES:
-                block = "self_attn" if matrix in LAYER_MATRICES[:4] else "mlp"
-                found.append((f"{prefix}.{layer}.{block}.{matrix}", part, matrix, layer))
-    return found + [(path, part, part, None) for part, path in SINGLES.items()]
+    return {path: Site(path, part, KINDS.get(part, "linear"), 0, 0.0) for path, part, *_ in modules_of(config)}
 
 
 def _automatic(settings: LoraSettings) -> tuple[str, ...]:
     plain = ("attn", "projection", "codebook0_head")
     return plain if settings.dora or settings.bias else (*plain, "acoustic_heads")
-
-
-def _pairs_of(target: str) -> list[tuple[str, str]]:
-    """The (part, matrix) pairs that a target's name stands for."""
-    part, dot, name = target.rpartition(".")
-    if target in SINGLES:
-        return [(target, target)]
-    if (dot and part not in STACKS) or name not in ("attn", *LAYER_MATRICES):
-        close = difflib.get_close_matches(target, TARGETS, 1)
-        hint = f"Did you mean {close[0]!r}?" if close else f"Known are: {', '.join(TARGETS)}."
-        raise CsmError(f"lora_targets names {target!r}, which is no part of a CSM.", hint)
-    matrices = LAYER_MATRICES if name == "attn" else (name,)
-    return [(stack, matrix) for stack in ([part] if dot else STACKS) for matrix in matrices]
-
-
-def _by_part(key: str, entries: tuple[str, ...]) -> Mapping[str, float]:
-    """ "decoder=4" and the like, as a mapping."""
-    found: dict[str, float] = {}
-    for entry in entries:
-        part, _, value = entry.partition("=")
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if part not in PARTS or not 0 < number < 1e6:
-            raise CsmError(f"{key} holds {entry!r}; it is PART=NUMBER.", f"Parts are: {', '.join(PARTS)}.")
-        found[part] = number
-    return found
 
 
 def _layers(key: str, part: str, wanted: tuple[int, ...], count: int, chosen: set[tuple[str, str]]) -> set[int]:
