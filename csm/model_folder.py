@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from csm.adapters.folder import files_of, is_adapter, read_plan
+from csm.adapters.folder import ADAPTER_FILES, files_of, is_adapter, read_plan
 from csm.adapters.origin import BASE, Origin, read_base
 from csm.config import ModelConfig
 from csm.errors import CsmError
@@ -145,6 +145,8 @@ def resolve(model: str | Path) -> Path:
     if path.is_dir():
         return _of_run(path) if (path / "recipe.json").is_file() and not (path / "config.json").is_file() else path
     if path.is_file():
+        if path.name in ADAPTER_FILES:
+            raise CsmError(f"{path} holds an adapter and no model.", f"Give its folder: {path.parent}.")
         if path.suffix in (".safetensors", *SUFFIXES):
             return path
         if path.suffix in (".bin", ".pkl"):
@@ -309,7 +311,7 @@ def _with_adapter(path: Path, named: str | Path | None) -> ModelFolder:
     except CsmError as error:
         raise CsmError(
             f"{path} is an adapter of {of.name}, which cannot be opened: {error.message}",
-            f"Put it back, or write where it is into {path / BASE}.",
+            f"Put it back, name where it is with --base, or write that into {path / BASE}.",
         ) from None
     return on_base(path, base)
 

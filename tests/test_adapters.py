@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from conftest import TOY_CODEBOOKS
+from safetensors.numpy import load_file as numpy_load
 from safetensors.torch import load_file, save_file
 
 from csm.adapters.adapter import Adapter
+from csm.adapters.folder import read_adapter as read_with
 from csm.cli.main import main
 from csm.errors import CsmError
 from csm.layouts import CSM_MLX, SESAME, TRANSFORMERS
@@ -335,3 +340,95 @@ def test_an_adapter_asks_for_its_base(toy: ModelFolder, plain: Path, tmp_path: P
     said = csm("model", "convert", tmp_path / "mlx", tmp_path / "out", "--to", "csm-mlx", code=1).stderr
     assert "is an adapter" in said
     assert "--base" in said
+
+
+@pytest.mark.parametrize("kind", ["heads", "dora", "head whole", "text whole"])
+@pytest.mark.parametrize("layout", [TRANSFORMERS, CSM_MLX])
+def test_an_adapter_of_either_form_opens_as_a_model(
+    toy: ModelFolder, make: Make, kind: str, layout: str, tmp_path: Path
+) -> None:
+    """Merged into its base by hand or opened on it, by base.json or by the base that is named: the same logits."""
+    if (kind, layout) == ("heads", CSM_MLX):
+        pytest.skip("csm-mlx has no form for it")
+    convert_adapter(make(**KINDS[kind]), toy, tmp_path / "a", layout)
+    merge_adapter(toy, tmp_path / "a", tmp_path / "merged")
+    opened = open_folder(tmp_path / "a")
+    assert opened.base == toy
+    assert opened.hash not in (toy.hash, open_folder(tmp_path / "merged").hash)
+    torch.testing.assert_close(logits(tmp_path / "a"), logits(tmp_path / "merged"), atol=1e-5, rtol=0)
+    (tmp_path / "a" / "base.json").unlink()
+    assert open_folder(tmp_path / "a", toy.path).base == toy
+    if layout == CSM_MLX:
+        with pytest.raises(CsmError, match="nothing in it says of which model") as caught:
+            open_folder(tmp_path / "a")
+        assert "--base FOLDER" in str(caught.value.hint)
+    with pytest.raises(CsmError, match="holds an adapter and no model"):
+        open_folder(next((tmp_path / "a").glob("adapter*.safetensors")))
+
+
+def test_speaking_with_an_adapter_of_csm_mlx(toy: ModelFolder, plain: Path, tmp_path: Path) -> None:
+    """`csm generate` takes its folder, with --base where nothing in it says what it was trained on."""
+    convert_adapter(plain, toy, tmp_path / "mlx", CSM_MLX)
+    (tmp_path / "mlx" / "base.json").unlink()
+    words = ["generate", "--model-path", tmp_path / "mlx", "--text", "hello.", "--output", tmp_path / "a.wav"]
+    assert "--base FOLDER" in csm(*words, code=1).stderr
+    csm(*words, "--base", toy.path, "--max-audio-length-ms", 300, "--threads", 1, "--codes", tmp_path / "a.npy")
+    merge_adapter(toy, plain, tmp_path / "merged")
+    words[2], words[6] = tmp_path / "merged", tmp_path / "b.wav"
+    csm(*words, "--max-audio-length-ms", 300, "--threads", 1, "--codes", tmp_path / "b.npy")
+    assert (np.load(tmp_path / "a.npy") == np.load(tmp_path / "b.npy")).all()
+
+
+@pytest.mark.parametrize("kind", ["tops", "heads", "dora", "text whole"])
+def test_numpy_reads_what_torch_reads(toy: ModelFolder, make: Make, kind: str, tmp_path: Path) -> None:
+    """The readers are of no framework: the same plan and the same numbers, PEFT's form and csm-mlx's."""
+    folders = [make(**KINDS[kind])]
+    if kind != "heads":
+        convert_adapter(folders[0], toy, tmp_path / "mlx", CSM_MLX)
+        folders.append(tmp_path / "mlx")
+    weights = numpy_load(toy.path / "model.safetensors")
+    for folder in folders:
+        one, two = read_with(folder, toy.config, numpy_load, weights.get), read(folder, toy)
+        assert one.plan == two.plan
+        for found, wanted in ((one.factors, two.factors), (one.whole, two.whole)):
+            assert found.keys() == wanted.keys()
+            assert all((array == wanted[name].numpy()).all() for name, array in found.items())
+
+
+def test_reading_a_plan_imports_no_framework(toy: ModelFolder, make: Make, tmp_path: Path) -> None:
+    adapter = make(**KINDS["heads"])
+    program = (
+        "import sys; from pathlib import Path; from csm.model_folder import open_folder\n"
+        f"folder = open_folder({str(adapter)!r}); assert folder.base is not None\n"
+        "assert not {'torch', 'mlx', 'transformers', 'peft'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_tensors_whole_and_adapted_at_once_are_refused(toy: ModelFolder, plain: Path, tmp_path: Path) -> None:
+    convert_adapter(plain, toy, tmp_path / "mlx", CSM_MLX)
+    file = tmp_path / "mlx" / "adapters.safetensors"
+    save_file({**load_file(file), "projection.weight": torch.zeros(32, 48)}, file)
+    with pytest.raises(CsmError, match=r"projection\.weight is there whole, and adapted besides"):
+        open_folder(tmp_path / "mlx")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"rank": 0}, "rank 0"),
+        ({"rank": "4"}, "rank '4'"),
+        ({"keys": "attn"}, "keys 'attn'"),
+        ({"scale": None}, "lack scale"),
+        ({"keys": ["nothing"]}, "adapts nothing of a CSM"),
+    ],
+)
+def test_a_config_of_csm_mlx_that_says_nothing(
+    toy: ModelFolder, plain: Path, change: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    convert_adapter(plain, toy, tmp_path / "mlx", CSM_MLX)
+    config = json.loads((tmp_path / "mlx" / "adapter_config.json").read_text())
+    config["lora_parameters"] |= change
+    (tmp_path / "mlx" / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(CsmError, match=sentence):
+        open_folder(tmp_path / "mlx")

@@ -689,11 +689,14 @@ def test_flags_reach_the_recipe_and_the_adapters_are_told(toy_folder: Path, tmp_
 def test_every_flag_is_in_the_table(toy_folder: Path, tmp_path: Path) -> None:
     from csm.cli.options import ADAPTER_FLAGS
 
-    flags = ["--method", "lora", "--lora-rank", "3", "--lora-alpha", "9", "--lora-dropout", "0.2", "--dora", "--rslora",
-             "--target-modules", "backbone.attn", "--target-layers", "1", "--no-freeze-backbone"]  # fmt: skip
-    done = dry_run(toy_folder, tmp_path, *flags)
-    shown = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if line.startswith("  ")}
-    assert {key for key, source in shown.items() if source == "flag"} == {*ADAPTER_FLAGS, "freeze_backbone"}
+    flags = ["--method", "lora", "--lora-rank", "3", "--lora-alpha", "9", "--lora-dropout", "0.2", "--rslora",
+             "--target-modules", "backbone.attn", "decoder.attn", "--target-layers", "1", "--no-freeze-backbone",
+             "--lora-decoder-layers", "0", "--lora-ranks", "decoder=2", "--lora-alphas", "decoder=5"]  # fmt: skip
+    for last, absent in (("--dora", "lora_bias"), ("--lora-bias", "lora_dora")):
+        done = dry_run(toy_folder, tmp_path, *flags, last)
+        shown = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if line.startswith("  ")}
+        found = {key for key, source in shown.items() if source == "flag"}
+        assert found == {*ADAPTER_FLAGS, "freeze_backbone"} - {absent}
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from csm.layouts import CSM_MLX, TRANSFORMERS
 from csm.weights import tensor_shapes
 
 FORMS: dict[str, Form] = {TRANSFORMERS: PeftForm(), CSM_MLX: CsmMlxForm()}
+ADAPTER_FILES = tuple(form.file for form in FORMS.values())
 
 Load = Callable[[Path], Mapping[str, Any]]
 Save = Callable[[dict[str, Any], Path], None]
