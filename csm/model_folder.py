@@ -139,6 +139,8 @@ def resolve(model: str | Path) -> Path:
     Raises:
         CsmError: there is nothing of that name, or a file that is none of weights.
     """
+    if not isinstance(model, str | Path):
+        raise CsmError(f"a model is named by a string or a path, not {model!r:.60}.")
     name, path = str(model), Path(model).expanduser()
     if name in EMBEDDED and not path.exists():
         return _embedded(name)

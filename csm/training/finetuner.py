@@ -82,6 +82,8 @@ class CSMFineTuner:
     ):
         if preset not in PRESETS:
             raise CsmError(f"there is no preset {preset!r}.", nearest(preset, tuple(PRESETS)))
+        if not isinstance(output_dir, str | Path):
+            raise CsmError(f"output_dir is {output_dir!r:.60}; it is a path.")
         self.preset = preset
         self.base: ModelFolder = open_folder(model_path, base)
         self.run = RunFolder(Path(output_dir))
