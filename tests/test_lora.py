@@ -167,7 +167,7 @@ def test_pefts_loads_in_ours_with_equal_logits(toy_folder: Path, tmp_path: Path,
     assert_logits(logits(load_model(open_folder(tmp_path / "peft")).eval()), their_logits(theirs))
 
 
-def test_heads_of_peft_0_18_are_turned(toy_folder: Path, tmp_path: Path) -> None:
+def test_heads_of_peft_up_to_0_19_0_are_turned(toy_folder: Path, tmp_path: Path) -> None:
     """It had (r * heads, inputs) in A and (outputs, r * heads) in B, and W[h] += scale * A_h^T B_h^T."""
     model, plan = shaken(toy_folder, targets=("acoustic_heads",))
     folder = saved(model, plan, open_folder(toy_folder), tmp_path / "adapter")
