@@ -95,6 +95,8 @@ def _parameters(values: Mapping[str, Any], source: str) -> Mapping[str, Any]:
         raise CsmError(f"{source} is no adapter of csm-mlx: its lora_parameters lack {', '.join(missing)}.")
     kinds: tuple[tuple[str, Any], ...] = (("rank", int), ("scale", int | float), ("keys", list))
     wrong = [f"{key} {lora[key]!r}" for key, kind in kinds if not isinstance(lora[key], kind)]
+    wrong += [] if wrong or all(isinstance(key, str) for key in lora["keys"]) else [f"keys {lora['keys']!r}"]
+    wrong += [f"dropout {lora['dropout']!r}"] if not isinstance(lora.get("dropout") or 0.0, int | float) else []
     wrong += [f"rank {lora['rank']}"] if not wrong and lora["rank"] < 1 else []
     if wrong:
         raise CsmError(f"{source} is no adapter of csm-mlx: its lora_parameters hold {', '.join(wrong)}.")

@@ -14,7 +14,7 @@ from typing import Any
 
 from csm.adapters.adapter import Adapter
 from csm.adapters.form import CODEC, COPY, FACTOR, WHOLE, Place, Values
-from csm.adapters.peft_targets import alphas_of, is_saved, is_targeted, rank_of
+from csm.adapters.peft_targets import alphas_of, check_kinds, is_saved, is_targeted, rank_of
 from csm.adapters.plan import AdapterPlan, Site, every_site
 from csm.adapters.targets import SINGLES
 from csm.config import ModelConfig
@@ -41,6 +41,7 @@ class PeftForm:
 
     def plan(self, values: Values, found: Shapes, model: ModelConfig, source: str) -> AdapterPlan:
         _refuse_unknown(values, source)
+        check_kinds(values, source)
         sites = []
         for path, site in every_site(model).items():
             names = [f"{path}.weight"] if site.kind == "heads" else list(_both_sides(path))

@@ -8,6 +8,27 @@ from typing import Any
 
 from csm.errors import CsmError
 
+_KINDS: dict[str, tuple[type, ...]] = {
+    "target_modules": (str, list), "target_parameters": (list,), "modules_to_save": (list,), "rank_pattern": (dict,),
+    "alpha_pattern": (dict,), "layers_to_transform": (int, list), "lora_dropout": (int, float),
+}  # fmt: skip
+
+
+def check_kinds(values: Mapping[str, Any], source: str) -> None:
+    """Refuse values of a kind that PEFT never writes. Raises CsmError; all are named."""
+    wrong = [
+        f"{key} {value!r}"
+        for key, kinds in _KINDS.items()
+        if (value := values.get(key)) is not None
+        and (not isinstance(value, kinds) or (isinstance(value, list) and key != "layers_to_transform" and _odd(value)))
+    ]
+    if wrong:
+        raise CsmError(f"the adapter {source} has a config that is not PEFT's: {', '.join(wrong)}.")
+
+
+def _odd(entries: list[Any]) -> bool:
+    return not all(isinstance(entry, str) for entry in entries)
+
 
 def is_targeted(values: Mapping[str, Any], name: str, kind: str, source: str) -> bool:
     """Whether PEFT would adapt this module: a regular expression over the whole path, or ends of paths."""
