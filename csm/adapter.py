@@ -26,6 +26,7 @@ SINGLES = {
 }
 PARTS = (*STACKS, *SINGLES)
 TARGETS = ("attn", *LAYER_MATRICES, *SINGLES)
+EMBEDDINGS = ("text_embeddings", "audio_embeddings")
 KINDS = {"acoustic_heads": "heads", "text_embeddings": "table", "audio_embeddings": "table"}
 GROUPS = {"backbone": "backbone", "text_embeddings": "embeddings", "audio_embeddings": "embeddings"}
 
@@ -34,7 +35,8 @@ GROUPS = {"backbone": "backbone", "text_embeddings": "embeddings", "audio_embedd
 class LoraSettings:
     """What a recipe says of its adapters, checked.
 
-    `targets` empty means every matrix of the groups that learn: `attn`, projection and heads, but no embeddings. `layers`
+    `targets` empty means every matrix of the groups that learn: `attn`, projection and heads, but no embeddings.
+    `embeddings` adds both tables of embeddings to whatever the targets are. `layers`
     and `decoder_layers` empty mean all. `ranks` and `alphas` name parts that differ: "decoder=4".
     """
 
@@ -47,6 +49,7 @@ class LoraSettings:
     decoder_layers: tuple[int, ...] = ()
     ranks: tuple[str, ...] = ()
     alphas: tuple[str, ...] = ()
+    embeddings: bool = False
     dora: bool = False
     rslora: bool = False
 
@@ -60,12 +63,17 @@ class LoraSettings:
         if self.dora and self.bias:
             raise CsmError("lora_dora and lora_bias exclude each other.", "DoRA's norm has no place for a bias.")
         option = "lora_dora" if self.dora else "lora_bias" if self.bias else ""
-        unfit = [target for target in self.targets if target in KINDS]
+        unfit = [target for target in self.named if target in KINDS]
         if option and unfit:
             raise CsmError(
                 f"{option} cannot be had for {' and '.join(unfit)}: PEFT's adapters cannot express it there.",
                 f"Leave out {option}, or name other targets, such as attn projection codebook0_head.",
             )
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The targets that were asked for by name, embeddings included; empty where all is left to the default."""
+        return tuple(dict.fromkeys((*self.targets, *(EMBEDDINGS if self.embeddings else ()))))
 
     def rank_of(self, part: str) -> int:
         return int(_by_part("lora_ranks", self.ranks).get(part, self.rank))
@@ -154,9 +162,9 @@ def plan_adapters(config: ModelConfig, settings: LoraSettings, frozen: Iterable[
     """
     resting = set(frozen)
     chosen: set[tuple[str, str]] = set()
-    for target in settings.targets or _automatic(settings):
+    for target in dict.fromkeys((*(settings.targets or _automatic(settings)), *settings.named)):
         pairs = {pair for pair in _pairs_of(target) if GROUPS.get(pair[0], "decoder") not in resting}
-        if settings.targets and not pairs:
+        if target in settings.named and not pairs:
             group = GROUPS.get(_pairs_of(target)[0][0], "decoder")
             raise CsmError(
                 f"lora_targets names {target}, and the {group} group, where it is, is frozen.",

@@ -685,7 +685,8 @@ def test_every_flag_is_in_the_table(toy_folder: Path, tmp_path: Path) -> None:
     from csm.cli.options import ADAPTER_FLAGS
 
     flags = ["--method", "lora", "--lora-rank", "3", "--lora-alpha", "9", "--lora-dropout", "0.2", "--dora", "--rslora",
-             "--target-modules", "backbone.attn", "--target-layers", "1", "--no-freeze-backbone"]  # fmt: skip
+             "--target-modules", "backbone.attn", "--target-layers", "1", "--no-freeze-backbone", "--no-lora-bias",
+             "--no-train-embeddings"]  # fmt: skip
     done = dry_run(toy_folder, tmp_path, *flags)
     shown = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if line.startswith("  ")}
     assert {key for key, source in shown.items() if source == "flag"} == {*ADAPTER_FLAGS, "freeze_backbone"}

@@ -42,7 +42,7 @@ def group_of(name: str) -> str:
 
 
 def parameter_groups(model: Csm, recipe: Recipe) -> list[dict[str, Any]]:
-    """Freeze what the recipe freezes; AdamW groups for the rest: a rate each, no decay on norms and embeddings.
+    """Freeze what the recipe freezes; groups of an optimiser for the rest: a rate each, no decay on norms and embeddings.
 
     Where the model has adapters, they alone learn.
     """
@@ -64,8 +64,16 @@ def parameter_groups(model: Csm, recipe: Recipe) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
+def make_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW with decoupled decay (Loshchilov & Hutter, 2019); Adam and plain SGD with decay in the gradient."""
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.learning_rate)
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=recipe.learning_rate, betas=BETAS, eps=EPSILON, fused=True)
+
+
 class TorchTrainer:
-    """AdamW over the parameters that the recipe does not freeze, or over adapters on them.
+    """One optimiser over the parameters that the recipe does not freeze, or over adapters on them.
 
     Args:
         model: in the dtype its parameters are to be trained in (fp32 on CPU).
@@ -87,7 +95,7 @@ class TorchTrainer:
             )
         model.checkpoint_layers(recipe.gradient_ckpt)
         groups = parameter_groups(model, recipe)
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=BETAS, eps=EPSILON, fused=True)
+        self.optimizer = make_optimizer(groups, recipe)
         self.keeps_states = {group["group"] for group in groups} == {"decoder"} and recipe.context_turns == 0
         self._states: dict[bytes, Tensor] = {}
         self._states_bytes = 0
@@ -196,6 +204,12 @@ class TorchTrainer:
         save_tensors(tensors, folder / "optimizer.safetensors")
         (folder / "backend.json").write_text(json.dumps({"backend": "torch", "torch": torch.__version__}))
 
+    def _momenta_of(self, parameter: Tensor) -> dict[str, torch.Size]:
+        """What the optimiser keeps of a parameter, with its shapes."""
+        if self.recipe.optimizer == "sgd":
+            return {}
+        return {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+
     def load(self, folder: Path) -> None:
         """Take up what `save` wrote.
 
@@ -213,7 +227,7 @@ class TorchTrainer:
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 found = {key.split("/")[0]: value for key, value in tensors.items() if key.endswith(f"/{name}")}
                 shapes = {key: value.shape for key, value in found.items()}
-                if shapes != {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
+                if shapes != self._momenta_of(parameter):
                     raise _damaged(folder, f"it holds no momenta that fit {name}")
                 self.optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in found.items()}
         try:
