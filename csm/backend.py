@@ -98,7 +98,7 @@ class Backend:
         model = load_model(source, self.device, torch.float32)
         trainer = TorchTrainer(model, recipe, DTYPES[self.dtype])
         if checkpoint and adapts:
-            set_adapter(model, read_adapter(checkpoint, model.config, {})[1])
+            set_adapter(model, read_adapter(checkpoint, model.config, model.state_dict().get))
         return trainer
 
     def write_unchanged(self, folder: ModelFolder, trained: set[str], out: Path) -> None:

@@ -9,6 +9,7 @@ import secrets
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from csm.backend import Backend, Sampling, choose_backend
 from csm.errors import CsmError
 from csm.frames import Frames, join, text_rows, turn
 from csm.model_folder import ModelFolder, open_folder
-from csm.segment import Segment
+from csm.segment import Segment, checked_segment, checked_turns
 from csm.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class Generator:
         Raises:
             CsmError: the text is empty or unreadable, the prompt leaves no room, or nothing was spoken.
         """
+        _check_numbers(seed=(seed, Integral), max_audio_length_ms=(max_audio_length_ms, Real))
         seed = secrets.randbelow(2**31) if seed is None else seed
         sampling = replace(self.sampling(temperature, top_k), seed=seed)
         return self._speak(text, self.prompt(text, speaker, context), sampling, max_audio_length_ms)
@@ -134,6 +136,7 @@ class Generator:
         """Sesame's call: the sound as a 1-D float32 tensor at `sample_rate`. Raises as `speak`."""
         import torch
 
+        _check_numbers(max_audio_length_ms=(max_audio_length_ms, Real))
         prompt = self.prompt(text, speaker, context)
         most = (self.model.capacity - len(prompt)) * self._frame_ms
         sampling = replace(self.sampling(temperature, topk), seed=secrets.randbelow(2**31))
@@ -144,8 +147,9 @@ class Generator:
         """Given values, else the model folder's, else 0.9 and 50.
 
         Raises:
-            CsmError: a value is negative.
+            CsmError: a value is negative or no number.
         """
+        _check_numbers(temperature=(temperature, Real), top_k=(top_k, Integral))
         own = self.folder.sampling
         temperature = float(own.get("temperature", 0.9)) if temperature is None else temperature
         top_k = int(own.get("top_k", 50)) if top_k is None else top_k
@@ -155,7 +159,8 @@ class Generator:
 
     def prompt(self, text: str, speaker: int, context: Sequence[Segment] = ()) -> Frames:
         """The rows that the model reads: the turns of `context`, then the text."""
-        codebooks = self.folder.config.num_codebooks
+        checked_segment(Segment(text, speaker), "what is to be said")
+        context, codebooks = checked_turns(context, "context"), self.folder.config.num_codebooks
         turns = [turn(self.tokenizer.encode(s.text, s.speaker), self._codes(s), codebooks) for s in context]
         return join([*turns, text_rows(self.tokenizer.encode(text, speaker), codebooks)])
 
@@ -199,6 +204,12 @@ class Generator:
         if array.ndim != 1 or len(array) == 0:
             raise CsmError(f"a segment's audio has shape {array.shape}; it is (samples,) or integer codes (K, T).")
         return self.codec.encode(array.astype(np.float32))
+
+
+def _check_numbers(**given: tuple[Any, type]) -> None:
+    for name, (value, kind) in given.items():
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise CsmError(f"{name} is {value!r:.60}; it is a {'whole ' if kind is Integral else ''}number.")
 
 
 def load_generator(

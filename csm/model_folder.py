@@ -14,10 +14,12 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from csm.adapter_folder import BASE, CONFIG, TENSORS, is_adapter, read_base, read_plan
+from csm.adapters.folder import ADAPTER_FILES, files_of, is_adapter, read_plan
+from csm.adapters.origin import BASE, Origin, read_base
 from csm.config import ModelConfig
 from csm.errors import CsmError
 from csm.flavours import read_config
+from csm.json_file import read_json
 from csm.layouts import PASSING_BUFFERS, TRANSFORMERS, layout_of, stored_name, stored_shapes
 from csm.torch_file import SUFFIXES
 from csm.weights import (
@@ -68,7 +70,7 @@ class ModelFolder:
         """sha256 over config, weights and tokenizer: what a lineage calls this model. An adapter's is over its base's hash
         and its own two files."""
         if self.base is not None:
-            return _sha256(self.base.hash.encode(), self.path / CONFIG, self.path / TENSORS)
+            return _sha256(self.base.hash.encode(), *files_of(self.path))
         own = self.path / "config.json"
         whole = self.layout == TRANSFORMERS and self.path == self.beside and own.is_file()
         config = own.read_bytes() if whole else json.dumps(self.raw_config, sort_keys=True).encode()
@@ -78,6 +80,12 @@ class ModelFolder:
     def name(self) -> str:
         """What to call the model by: csm-tiny, or a path that does not depend on where one stands."""
         return embedded_name(self.path) or str(self.path.resolve())
+
+    @property
+    def origin(self) -> Origin:
+        """What an adapter's base.json says of this model; what lends it the rest is said where that is not beside it."""
+        alone = self.base is None and self.beside not in (self.path, self.path.parent)
+        return Origin(self.name, self.path.name, self.hash, str(self.beside.resolve()) if alone else None)
 
     @property
     def parameters(self) -> int:
@@ -131,12 +139,16 @@ def resolve(model: str | Path) -> Path:
     Raises:
         CsmError: there is nothing of that name, or a file that is none of weights.
     """
+    if not isinstance(model, str | Path):
+        raise CsmError(f"a model is named by a string or a path, not {model!r:.60}.")
     name, path = str(model), Path(model).expanduser()
     if name in EMBEDDED and not path.exists():
         return _embedded(name)
     if path.is_dir():
         return _of_run(path) if (path / "recipe.json").is_file() and not (path / "config.json").is_file() else path
     if path.is_file():
+        if path.name in ADAPTER_FILES:
+            raise CsmError(f"{path} holds an adapter and no model.", f"Give its folder: {path.parent}.")
         if path.suffix in (".safetensors", *SUFFIXES):
             return path
         if path.suffix in (".bin", ".pkl"):
@@ -301,15 +313,29 @@ def _with_adapter(path: Path, named: str | Path | None) -> ModelFolder:
     except CsmError as error:
         raise CsmError(
             f"{path} is an adapter of {of.name}, which cannot be opened: {error.message}",
-            f"Put it back, or write where it is into {path / BASE}.",
+            f"Put it back, name where it is with --base, or write that into {path / BASE}.",
         ) from None
+    return on_base(path, base)
+
+
+def on_base(adapter: Path, base: ModelFolder) -> ModelFolder:
+    """An adapter's folder as a model, on this base.
+
+    Raises:
+        CsmError: `adapter` holds no adapter, one that does not fit the base, or one of another base by its base.json.
+    """
+    if not is_adapter(adapter):
+        raise CsmError(
+            f"{adapter} is no adapter folder.", "Give PEFT's or csm-mlx's, or a run trained with --method lora."
+        )
+    of = read_base(adapter, base.name)
     if of.hash not in (None, base.hash):
         raise CsmError(
-            f"the adapter {path} was trained on {of.name} (sha256 {str(of.hash)[:12]}), and {base.path} is another model "
-            f"({base.hash[:12]})."
+            f"the adapter {adapter} was trained on {of.name} (sha256 {str(of.hash)[:12]}), and {base.path} is another "
+            f"model ({base.hash[:12]})."
         )
-    read_plan(path, base.config)
-    return ModelFolder(path, base.beside, base.config, base.raw_config, base.files, base.layout, base)
+    read_plan(adapter, base.config)
+    return ModelFolder(adapter, base.beside, base.config, base.raw_config, base.files, base.layout, base)
 
 
 def _sha256(start: bytes, *files: Path) -> str:
@@ -325,22 +351,3 @@ def _sha256_of(start: bytes, files: tuple[tuple[Path, int, int], ...]) -> str:
             while block := stream.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        CsmError: the file is missing, is not JSON (line and column named), or holds no object.
-    """
-    if not path.is_file():
-        raise CsmError(f"{path} is not there.")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError:
-        raise CsmError(f"{path} is not text.") from None
-    except json.JSONDecodeError as error:
-        raise CsmError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}.") from None
-    if not isinstance(value, dict):
-        raise CsmError(f"{path} holds no JSON object.")
-    return value

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from csm.adapter import LoraSettings
+from csm.adapters.settings import LoraSettings
 from csm.errors import CsmError
 
 METHODS = ("full", "lora")
@@ -33,7 +33,7 @@ class Recipe:
     is due and nowhere else; `val_batch_size` 0 is `batch_size`; `log_every` is updates between lines of metrics.jsonl.
     `max_audio_length_ms` 0 cuts no turn, `max_seq_len` 0 is as many rows as the model takes. `clip_context` lets clips
     that stand alone have other clips of their speaker before them. Keys that begin with `lora_` are for the method lora
-    alone; see `csm.adapter.LoraSettings`. The keys of `CHANGEABLE` leave the numbers alone: a run may be gone on with
+    alone; see `csm.adapters.settings.LoraSettings`. The keys of `CHANGEABLE` leave the numbers alone: a run may be gone on with
     under other values of them.
     """
 

@@ -44,12 +44,13 @@ class Registry:
         """Store a new voice, with its id and moment; relative model paths become absolute.
 
         Args:
-            details: further fields of `Voice`: gender, age_range, accent, sampling, lineage, scores.
+            details: further fields of `Voice`: base, gender, age_range, accent, sampling, lineage, scores.
 
         Raises:
             CsmError: a value does not fit, the name is taken, the model is not there, or the file cannot be changed.
         """
         moment = _now()
+        details = _with_lasting_base(details)
         voice = Voice(
             id=uuid4().hex,
             name=name,
@@ -73,6 +74,7 @@ class Registry:
         """
         if "model_path" in changes:
             changes["model_path"] = _lasting(changes["model_path"])
+        changes = _with_lasting_base(changes)
         with locked(self.path):
             old = next((voice for voice in self.list() if voice.id == voice_id), None)
             if old is None:
@@ -158,6 +160,10 @@ def _lasting(model_path: str | Path) -> str:
         shipped = " or ".join(SHIPPED_MODELS)
         raise CsmError(f"The model {path} is not there.", f"Name a model folder, a run, a weights file or {shipped}.")
     return str(path)
+
+
+def _with_lasting_base(values: dict[str, Any]) -> dict[str, Any]:
+    return {**values, "base": _lasting(values["base"])} if values.get("base") is not None else values
 
 
 def _now() -> str:

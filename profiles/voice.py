@@ -25,6 +25,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "age_range": (str, NoneType),
     "accent": (str, NoneType),
     "model_path": (str,),
+    "base": (str, NoneType),
     "sampling": (dict,),
     "lineage": (dict,),
     "scores": (dict,),
@@ -46,6 +47,7 @@ class Voice:
         gender, age_range, accent: free text, None where it was not given.
         model_path: an absolute path of a model, a run or a weights file; the name of a model that
             ships with csm; or a hub id `owner/name`.
+        base: another such path: what the model needs beside it, or was trained on; None where it stands by itself.
         sampling: `temperature` and `top_k` where this voice is to speak with its own.
         lineage: where the model comes from, as its run wrote it.
         scores: the means of an evaluation; `speaker_similarity` is the cosine to recordings held out of training.
@@ -63,6 +65,7 @@ class Voice:
     age_range: str | None = None
     accent: str | None = None
     model_path: str
+    base: str | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
     lineage: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
@@ -101,7 +104,7 @@ class Voice:
             CsmError: a key is unknown (a newer schema wrote it) or missing, or a value does not fit.
         """
         unknown = [str(key) for key in row if key not in _KINDS]
-        missing = [item.name for item in fields(cls) if item.name not in row]
+        missing = [item.name for item in fields(cls) if item.name not in row and item.name != "base"]  # younger
         called = f"Voice {row.get('name', '(without a name)')!r}"
         if unknown:
             raise CsmError(f"{called} has the unknown key {', '.join(unknown)}.", "If a newer csm wrote it, upgrade.")

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from conftest import TOY_CODEBOOKS
+from safetensors.numpy import load_file as numpy_load
 from safetensors.torch import load_file, save_file
 
+from csm.adapters.adapter import Adapter
+from csm.adapters.folder import read_adapter as read_with
 from csm.cli.main import main
 from csm.errors import CsmError
 from csm.layouts import CSM_MLX, SESAME, TRANSFORMERS
 from csm.model_folder import ModelFolder, open_folder
-from csm.torch.adapter_folder import convert_adapter, read_adapter
-from csm.torch.checkpoint import load_model
-from csm.torch.convert import convert, merge_adapter
+from csm.torch.checkpoint import load_model, read_tensors
+from csm.torch.convert import convert, convert_adapter, merge_adapter
+from csm.torch.lora_file import read_adapter
 
 LAYERS = r"(backbone_model|depth_decoder\.model)\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
 Q = r"(backbone_model|depth_decoder\.model)\.layers\.\d+\.self_attn\.q_proj"
@@ -32,9 +38,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "heads": {"target_modules": Q, "target_parameters": ["depth_decoder.codebooks_head.weight"]},
     "text lora": {"target_modules": Q + "|embed_text_tokens"},
     "text whole": {"target_modules": Q, "modules_to_save": ["embed_text_tokens"]},
+    "head whole": {"target_modules": Q, "modules_to_save": ["lm_head"]},
 }
 
 Make = Callable[..., Path]
+
+
+def read(path: Path, base: ModelFolder) -> Adapter:
+    return read_adapter(path, base.config, lambda name: read_tensors(base, [name])[name])
 
 
 def csm(*arguments: object, code: int = 0) -> Result:
@@ -197,9 +208,10 @@ def test_csm_mlx_names_its_layers_attn(toy: ModelFolder, plain: Path, tmp_path: 
         module = name.removesuffix(".weight")
         tensors[f"{module}.linear.weight" if module in adapted else name] = tensor
     save_file(tensors, tmp_path / "mlx" / "adapters.safetensors")
-    adapter, alone = read_adapter(tmp_path / "mlx", toy), read_adapter(plain, toy)
+    adapter, alone = read(tmp_path / "mlx", toy), read(plain, toy)
     assert not adapter.whole
-    assert set(adapter.pairs) == set(alone.pairs)
+    assert set(adapter.factors) == set(alone.factors)
+    assert all(torch.equal(adapter.factors[name], tensor) for name, tensor in alone.factors.items())
     merge_adapter(toy, tmp_path / "mlx", tmp_path / "one")
     merge_adapter(toy, plain, tmp_path / "two")
     assert torch.equal(logits(tmp_path / "one"), logits(tmp_path / "two"))
@@ -221,7 +233,7 @@ def test_an_adapter_of_another_base_is_refused(toy: ModelFolder, plain: Path, tm
     merge_adapter(open_folder(tmp_path / "1"), tmp_path / "adapter", tmp_path / "fine")
     (tmp_path / "adapter" / "base.json").write_text(json.dumps({"hash": "0" * 64, "name": "csm-other"}))
     said = csm("model", "merge", toy.path, "--adapter", tmp_path / "adapter", tmp_path / "out", code=1).stderr
-    assert f"was trained on csm-other (hash {'0' * 12}), not on {toy.path}" in said
+    assert f"was trained on csm-other (sha256 {'0' * 12}), and {toy.path} is another model ({toy.hash[:12]})" in said
     assert not (tmp_path / "out").exists()
     assert (
         "does not fit the model"
@@ -255,10 +267,10 @@ def test_peft_to_peft_keeps_patterns_and_heads(toy: ModelFolder, make: Make, tmp
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"r": 8}, "has rank 4; adapter_config.json says rank 8"),
+        ({"r": 8}, r"q_proj.lora_A.weight is \[4, 48\], wanted \[8, 48\]"),
         ({"peft_type": "IA3"}, "peft_type 'IA3'"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4'"),
-        ({"bias": "all", "lora_bias": True}, "bias 'all', lora_bias"),
+        ({"bias": "all", "lora_bias": True}, "bias 'all'"),
     ],
 )
 def test_a_config_that_does_not_go_with_the_tensors(
@@ -268,7 +280,7 @@ def test_a_config_that_does_not_go_with_the_tensors(
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
     (tmp_path / "adapter_model.safetensors").write_bytes((plain / "adapter_model.safetensors").read_bytes())
     with pytest.raises(CsmError, match=sentence):
-        read_adapter(tmp_path, toy)
+        read(tmp_path, toy)
 
 
 def test_every_tensor_at_fault_is_named_at_once(toy: ModelFolder, plain: Path, tmp_path: Path) -> None:
@@ -280,13 +292,12 @@ def test_every_tensor_at_fault_is_named_at_once(toy: ModelFolder, plain: Path, t
     tensors = load_file(file)
     del tensors[q + "A.weight"]
     tensors["base_model.model.lm_head.lora_B.weight"] = torch.zeros(5, 4)
-    tensors["base_model.model.codec_model.x.lora_A.weight"] = torch.zeros(4, 4)
     tensors["nonsense"] = torch.zeros(1)
     save_file(tensors, file)
     with pytest.raises(CsmError) as caught:
-        read_adapter(tmp_path / "peft", toy)
-    for part in ("self_attn.q_proj lacks A", "lm_head is [67, 48]; A [4, 48], B [5, 4] do not fit it",
-                 "codec_model.x is no matrix of this model", "nonsense does not belong there"):  # fmt: skip
+        read(tmp_path / "peft", toy)
+    for part in (f"{q}A.weight is missing", "lm_head.lora_B.weight is [5, 4], wanted [67, 4]",
+                 "nonsense is of no module that it adapts"):  # fmt: skip
         assert part in caught.value.message
     file = tmp_path / "mlx" / "adapters.safetensors"
     tensors = load_file(file)
@@ -296,9 +307,9 @@ def test_every_tensor_at_fault_is_named_at_once(toy: ModelFolder, plain: Path, t
     tensors["nonsense.lora_a"] = torch.zeros(2, 2)
     save_file(tensors, file)
     with pytest.raises(CsmError) as caught:
-        read_adapter(tmp_path / "mlx", toy)
-    for part in ("inputs_embeds_projector lacks B", "q_proj is [48, 48]; A [4, 48], B [7, 4] do not fit it",
-                 "text_embeddings.lora_a is not among the config's keys", "nonsense.lora_a does not belong"):  # fmt: skip
+        read(tmp_path / "mlx", toy)
+    for part in ("projection.lora_b is missing", "q_proj.lora_b is [4, 7], wanted [4, 48]",
+                 "text_embeddings.lora_a is of no module that it adapts", "nonsense.lora_a is of no module"):  # fmt: skip
         assert part in caught.value.message
 
 
@@ -306,11 +317,11 @@ def test_the_tied_audio_table(toy: ModelFolder, make: Make, tmp_path: Path) -> N
     """peft adapts each side by itself: one side alone, or two that differ, are no adapter of a tied model."""
     sides = ["depth_decoder.model.embed_tokens", "backbone_model.embed_tokens.embed_audio_tokens"]
     one = make(target_modules=sides[:1])
-    with pytest.raises(CsmError, match="on one of its two sides only"):
-        read_adapter(one, toy)
+    with pytest.raises(CsmError, match="which are one table in a CSM"):
+        read(one, toy)
     two = make(target_modules=sides)
-    with pytest.raises(CsmError, match="two sides of the tied audio table differ"):
-        read_adapter(two, toy)
+    with pytest.raises(CsmError, match="differently from its other side"):
+        read(two, toy)
     tensors = load_file(two / "adapter_model.safetensors")
     for part in "AB":
         ends = [f"base_model.model.{side}.lora_embedding_{part}" for side in sides]
@@ -323,7 +334,104 @@ def test_the_tied_audio_table(toy: ModelFolder, make: Make, tmp_path: Path) -> N
     assert len(back) == 4
 
 
-def test_an_adapter_asks_for_its_base(plain: Path, tmp_path: Path) -> None:
-    said = csm("model", "convert", plain, tmp_path / "out", "--to", "csm-mlx", code=1).stderr
+def test_an_adapter_asks_for_its_base(toy: ModelFolder, plain: Path, tmp_path: Path) -> None:
+    convert_adapter(plain, toy, tmp_path / "mlx", CSM_MLX)
+    (tmp_path / "mlx" / "base.json").unlink()
+    said = csm("model", "convert", tmp_path / "mlx", tmp_path / "out", "--to", "csm-mlx", code=1).stderr
     assert "is an adapter" in said
     assert "--base" in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [("heads", TRANSFORMERS)]
+    + [(kind, layout) for kind in ("dora", "head whole", "text whole") for layout in (TRANSFORMERS, CSM_MLX)],
+)
+def test_an_adapter_of_either_form_opens_as_a_model(
+    toy: ModelFolder, make: Make, kind: str, layout: str, tmp_path: Path
+) -> None:
+    """Merged into its base by hand or opened on it, by base.json or by the base that is named: the same logits."""
+    convert_adapter(make(**KINDS[kind]), toy, tmp_path / "a", layout)
+    merge_adapter(toy, tmp_path / "a", tmp_path / "merged")
+    opened = open_folder(tmp_path / "a")
+    assert opened.base == toy
+    assert opened.hash not in (toy.hash, open_folder(tmp_path / "merged").hash)
+    torch.testing.assert_close(logits(tmp_path / "a"), logits(tmp_path / "merged"), atol=1e-5, rtol=0)
+    (tmp_path / "a" / "base.json").unlink()
+    assert open_folder(tmp_path / "a", toy.path).base == toy
+    if layout == CSM_MLX:
+        with pytest.raises(CsmError, match="nothing in it says of which model") as caught:
+            open_folder(tmp_path / "a")
+        assert "--base FOLDER" in str(caught.value.hint)
+    with pytest.raises(CsmError, match="holds an adapter and no model"):
+        open_folder(next((tmp_path / "a").glob("adapter*.safetensors")))
+
+
+def test_speaking_with_an_adapter_of_csm_mlx(toy: ModelFolder, plain: Path, tmp_path: Path) -> None:
+    """`csm generate` takes its folder, with --base where nothing in it says what it was trained on."""
+    convert_adapter(plain, toy, tmp_path / "mlx", CSM_MLX)
+    (tmp_path / "mlx" / "base.json").unlink()
+    words = ["generate", "--model-path", tmp_path / "mlx", "--text", "hello.", "--output", tmp_path / "a.wav"]
+    assert "--base FOLDER" in csm(*words, code=1).stderr
+    csm(*words, "--base", toy.path, "--max-audio-length-ms", 300, "--threads", 1, "--codes", tmp_path / "a.npy")
+    merge_adapter(toy, plain, tmp_path / "merged")
+    words[2], words[6] = tmp_path / "merged", tmp_path / "b.wav"
+    csm(*words, "--max-audio-length-ms", 300, "--threads", 1, "--codes", tmp_path / "b.npy")
+    assert (np.load(tmp_path / "a.npy") == np.load(tmp_path / "b.npy")).all()
+
+
+@pytest.mark.parametrize("kind", ["tops", "heads", "dora", "text whole"])
+def test_numpy_reads_what_torch_reads(toy: ModelFolder, make: Make, kind: str, tmp_path: Path) -> None:
+    """The readers are of no framework: the same plan and the same numbers, PEFT's form and csm-mlx's."""
+    folders = [make(**KINDS[kind])]
+    if kind != "heads":
+        convert_adapter(folders[0], toy, tmp_path / "mlx", CSM_MLX)
+        folders.append(tmp_path / "mlx")
+    weights = numpy_load(toy.path / "model.safetensors")
+    for folder in folders:
+        one, two = read_with(folder, toy.config, numpy_load, weights.get), read(folder, toy)
+        assert one.plan == two.plan
+        for found, wanted in ((one.factors, two.factors), (one.whole, two.whole)):
+            assert found.keys() == wanted.keys()
+            assert all((array == wanted[name].numpy()).all() for name, array in found.items())
+
+
+def test_reading_a_plan_imports_no_framework(toy: ModelFolder, make: Make, tmp_path: Path) -> None:
+    adapter = make(**KINDS["heads"])
+    program = (
+        "import sys; from pathlib import Path; from csm.model_folder import open_folder\n"
+        f"folder = open_folder({str(adapter)!r}); assert folder.base is not None\n"
+        "assert not {'torch', 'mlx', 'transformers', 'peft'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_tensors_whole_and_adapted_at_once_are_refused(toy: ModelFolder, plain: Path, tmp_path: Path) -> None:
+    convert_adapter(plain, toy, tmp_path / "mlx", CSM_MLX)
+    file = tmp_path / "mlx" / "adapters.safetensors"
+    save_file({**load_file(file), "projection.weight": torch.zeros(32, 48)}, file)
+    with pytest.raises(CsmError, match=r"projection\.weight is there whole, and adapted besides"):
+        open_folder(tmp_path / "mlx")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"rank": 0}, "rank 0"),
+        ({"rank": "4"}, "rank '4'"),
+        ({"keys": "attn"}, "keys 'attn'"),
+        ({"keys": ["attn", 3]}, "keys "),
+        ({"dropout": "some"}, "dropout 'some'"),
+        ({"scale": None}, "lack scale"),
+        ({"keys": ["nothing"]}, "adapts nothing of a CSM"),
+    ],
+)
+def test_a_config_of_csm_mlx_that_says_nothing(
+    toy: ModelFolder, plain: Path, change: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    convert_adapter(plain, toy, tmp_path / "mlx", CSM_MLX)
+    config = json.loads((tmp_path / "mlx" / "adapter_config.json").read_text())
+    config["lora_parameters"] |= change
+    (tmp_path / "mlx" / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(CsmError, match=sentence):
+        open_folder(tmp_path / "mlx")

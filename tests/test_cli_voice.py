@@ -134,7 +134,9 @@ def test_sample_hands_the_voice_to_the_generator(csm: Any, generator: FakeGenera
     assert said.exit_code == 0, said.output
     assert said.stdout == f"{Path('out/hello.wav')}\n"
     assert "seed 7" in said.stderr
-    assert generator.loaded == [(str(model.absolute()), {"device": "auto", "dtype": "auto", "threads": 1})]
+    assert generator.loaded == [
+        (str(model.absolute()), {"device": "auto", "dtype": "auto", "threads": 1, "base": None})
+    ]
     how = {"speaker": 3, "seed": 7, "temperature": None, "top_k": None, "max_audio_length_ms": None}
     assert generator.asked == [("Hello there.", how)]
     wave, rate = read_audio("out/hello.wav")
@@ -235,6 +237,32 @@ def test_a_model_that_cannot_speak_is_refused(csm: Any, db: Path, tmp_path: Path
         assert [line[:7] for line in done.stderr.splitlines()].count("error: ") == 1
         assert name in done.stderr
     assert not db.parent.exists()
+
+
+def test_a_voice_of_weights_that_stand_alone_keeps_its_base(csm: Any, db: Path, generator: FakeGenerator) -> None:
+    Path("alone").mkdir()
+    Path("alone/weights.safetensors").symlink_to(ASSETS / "model.safetensors")
+    Path("base").symlink_to(ASSETS)
+    weights = ("--model-path", "alone/weights.safetensors")
+    refused = csm("create", "Anna", "4", "", *weights)
+    assert refused.exit_code == 1
+    assert "--base FOLDER" in refused.stderr
+    assert csm("create", "Anna", "4", "", *weights, "--base", "base").exit_code == 0
+    assert Registry(db).find("Anna").base == str(Path("base").absolute())
+    for flags in ((), ("--base", str(ASSETS))):
+        assert csm("sample", "Anna", *flags).exit_code == 0
+    assert [placement["base"] for _, placement in generator.loaded] == [str(Path("base").absolute()), ASSETS]
+    Path("base").unlink()
+    gone = csm("sample", "Anna")
+    assert gone.exit_code == 1
+    assert f"is gone: {Path('base').absolute()}" in gone.stderr
+
+
+def test_a_registry_older_than_bases_is_read(csm: Any, db: Path) -> None:
+    csm("create", "Anna", "4", "")
+    db.write_text(db.read_text().replace('"base": null,', ""))
+    assert "base" not in db.read_text()
+    assert Registry(db).find("Anna").base is None
 
 
 def write_run(folder: Path, speaker: int) -> dict[str, Any]:

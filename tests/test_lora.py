@@ -19,8 +19,10 @@ from test_model import random_turn, transformers_rows
 from test_run import cache, data, train, tuner  # noqa: F401 - fixtures
 from test_trainer import batch, trainer
 
-from csm.adapter import SINGLES, LoraSettings, plan_adapters
-from csm.adapter_folder import BaseName, write_base
+from csm.adapters.origin import Origin, write_base
+from csm.adapters.plan import plan_adapters
+from csm.adapters.settings import LoraSettings
+from csm.adapters.targets import SINGLES
 from csm.backend import Sampling
 from csm.errors import CsmError
 from csm.frames import text_rows
@@ -66,7 +68,7 @@ def shaken(folder: Path, seed: int = 3, **settings: Any) -> tuple[Csm, Any]:
 
 
 def saved(model: Csm, plan: Any, base: ModelFolder, out: Path) -> Path:
-    write_base(BaseName(base.name, "toy", base.hash), out.with_name(f"{out.name}-unchanged"))
+    write_base(Origin(base.name, "toy", base.hash), out.with_name(f"{out.name}-unchanged"))
     out.mkdir()
     write_adapter(model, plan, out.with_name(f"{out.name}-unchanged"), out)
     return out
@@ -165,7 +167,7 @@ def test_pefts_loads_in_ours_with_equal_logits(toy_folder: Path, tmp_path: Path,
     assert_logits(logits(load_model(open_folder(tmp_path / "peft")).eval()), their_logits(theirs))
 
 
-def test_heads_of_peft_0_18_are_turned(toy_folder: Path, tmp_path: Path) -> None:
+def test_heads_of_peft_up_to_0_19_0_are_turned(toy_folder: Path, tmp_path: Path) -> None:
     """It had (r * heads, inputs) in A and (outputs, r * heads) in B, and W[h] += scale * A_h^T B_h^T."""
     model, plan = shaken(toy_folder, targets=("acoustic_heads",))
     folder = saved(model, plan, open_folder(toy_folder), tmp_path / "adapter")
@@ -393,7 +395,7 @@ def test_a_trained_step_equals_pefts(toy_folder: Path, tmp_path: Path) -> None:
     one = adapting(toy_folder)
     from csm.torch.lora_file import read_adapter, set_adapter
 
-    set_adapter(one.model, read_adapter(tmp_path / "start", one.model.config, one.model.state_dict())[1])
+    set_adapter(one.model, read_adapter(tmp_path / "start", one.model.config, one.model.state_dict().get))
     example = Example("a", rows, 0)
     mine = collate([example], [np.ones(len(example.targets), bool)])
     for _ in range(3):
@@ -547,7 +549,13 @@ def test_unmatched_keys_are_all_named(toy_folder: Path, tmp_path: Path) -> None:
         ({"peft_type": "LOHA"}, "LOHA"),
         ({"use_qalora": True}, "use_qalora"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"modules_to_save": ["lm_head"]}, "lm_head.weight is missing"),
+        ({"target_modules": "q_proj("}, "pattern that cannot be read"),
+        ({"target_modules": 5}, "target_modules 5"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save 'lm_head'"),
+        ({"rank_pattern": ["q_proj"]}, "rank_pattern"),
+        ({"r": "four"}, "no whole number"),
+        ({"lora_alpha": None}, "alpha that is no number"),
         ({"bias": "all"}, "bias"),
         ({"target_modules": ["nothing"]}, "adapts nothing"),
     ],
@@ -577,7 +585,7 @@ def test_what_a_csm_cannot_express_is_refused(toy_folder: Path, tmp_path: Path) 
         load_adapter(model, tmp_path / "codec")
     peft_folder(toy_folder, tmp_path / "copy", target_modules=["lm_head"])
     spoil(tmp_path / "copy", lambda t: t["base_model.model.lm_head.base_layer.weight"].add_(1))
-    with pytest.raises(CsmError, match="not what the base has"):
+    with pytest.raises(CsmError, match=r"another base: its copies of lm_head\.weight"):
         load_adapter(model, tmp_path / "copy")
 
 
@@ -684,12 +692,15 @@ def test_flags_reach_the_recipe_and_the_adapters_are_told(toy_folder: Path, tmp_
 def test_every_flag_is_in_the_table(toy_folder: Path, tmp_path: Path) -> None:
     from csm.cli.options import ADAPTER_FLAGS
 
-    flags = ["--method", "lora", "--lora-rank", "3", "--lora-alpha", "9", "--lora-dropout", "0.2", "--dora", "--rslora",
-             "--target-modules", "backbone.attn", "--target-layers", "1", "--no-freeze-backbone", "--no-lora-bias",
+    flags = ["--method", "lora", "--lora-rank", "3", "--lora-alpha", "9", "--lora-dropout", "0.2", "--rslora",
+             "--target-modules", "backbone.attn", "decoder.attn", "--target-layers", "1", "--no-freeze-backbone",
+             "--lora-decoder-layers", "0", "--lora-ranks", "decoder=2", "--lora-alphas", "decoder=5",
              "--no-train-embeddings"]  # fmt: skip
-    done = dry_run(toy_folder, tmp_path, *flags)
-    shown = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if line.startswith("  ")}
-    assert {key for key, source in shown.items() if source == "flag"} == {*ADAPTER_FLAGS, "freeze_backbone"}
+    for last, absent in (("--dora", "lora_bias"), ("--lora-bias", "lora_dora")):
+        done = dry_run(toy_folder, tmp_path, *flags, last)
+        shown = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if line.startswith("  ")}
+        found = {key for key, source in shown.items() if source == "flag"}
+        assert found == {*ADAPTER_FLAGS, "freeze_backbone"} - {absent}
 
 
 @pytest.mark.parametrize(

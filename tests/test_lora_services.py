@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TOY_CODEBOOKS
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_lora import EVERYTHING, KINDS_OF, LORA_RUN, logits, saved, shaken, state_of
 from test_run import CPU, SETTINGS, cache, data, train, tuner  # noqa: F401 - fixtures
 
@@ -17,13 +17,14 @@ from csm.errors import CsmError
 from csm.generator import Generator
 from csm.layouts import CSM_MLX, SESAME, TRANSFORMERS
 from csm.model_folder import open_either, open_folder
-from csm.torch.adapter_folder import convert_adapter
 from csm.torch.checkpoint import load_model, read_tensors
-from csm.torch.convert import convert, merge_adapter
+from csm.torch.convert import convert, convert_adapter, merge_adapter
+from csm.torch.lora_file import load_adapter
 from csm.training.finetuner import CSMFineTuner
 from csm.training.watchers import Watchers
 from csm.weights import parameter_shapes
 
+Q = "backbone_model.layers.0.self_attn.q_proj.weight"
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -127,3 +128,50 @@ def test_fresh_does_not_move_the_base_of_an_adapter(
     train(tuner(tmp_path / "one", tmp_path / "two", cache, max_steps=1, method="lora"), data)
     with pytest.raises(CsmError, match="holds what it is made from"):
         train(tuner(tmp_path / "two", tmp_path / "one", cache, max_steps=2), data, fresh=True)
+
+
+def test_merging_takes_a_run_or_a_checkpoint(toy_folder: Path, straight: Path, tmp_path: Path) -> None:
+    """`csm model merge`: the run stands for its best; what is merged computes what the adapter beside its base does."""
+    from click.testing import CliRunner
+
+    from csm.cli.main import main
+
+    def merge(adapter: Path, out: Path, model: object = toy_folder) -> Any:
+        return CliRunner().invoke(main, ["model", "merge", str(model), "--adapter", str(adapter), str(out)])
+
+    best = open_folder(straight).path
+    for number, adapter in enumerate((straight, best)):
+        done = merge(adapter, tmp_path / str(number))
+        assert (done.exit_code, done.stdout) == (0, f"{tmp_path / str(number)}\n"), done.stderr
+    on = load_model(open_folder(toy_folder)).eval()
+    load_adapter(on, best)
+    merged = [logits(load_model(open_folder(tmp_path / name)).eval()) for name in ("0", "1")]
+    for one, two, beside in zip(*merged, logits(on), strict=True):
+        assert torch.equal(one, two)
+        torch.testing.assert_close(one, beside, atol=1e-5 * max(1.0, float(beside.abs().max())), rtol=0)
+    for wrong, model, says in (
+        (straight, "csm-tiny", "another model"),
+        (toy_folder, toy_folder, "is no adapter folder"),
+        (tmp_path / "nothing", toy_folder, "there is no model"),
+    ):
+        done = merge(wrong, tmp_path / "out", model)
+        assert done.exit_code == 1
+        assert says in done.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_merged_model_keeps_the_dtype_of_its_base(toy_folder: Path, tmp_path: Path) -> None:
+    """fp32 factors into bf16 weights: computed in fp32, rounded once."""
+    half = tmp_path / "half"
+    shutil.copytree(toy_folder, half)
+    save_file({n: t.bfloat16() for n, t in load_file(half / "model.safetensors").items()}, half / "model.safetensors")
+    base = open_folder(half)
+    folder = saved(*shaken(half, targets=("attn",)), base, tmp_path / "adapter")
+    merge_adapter(base, folder, tmp_path / "merged")
+    merged, raised = (
+        load_file(tmp_path / "merged" / "model.safetensors"),
+        read_tensors(open_folder(folder), ["lm_head.weight", Q]),
+    )
+    assert {tensor.dtype for tensor in merged.values()} == {torch.bfloat16}
+    assert raised[Q].dtype == torch.float32
+    assert torch.equal(merged[Q], raised[Q].bfloat16())

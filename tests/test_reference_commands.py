@@ -13,8 +13,10 @@ from click.testing import Result
 from safetensors.numpy import load_file
 from test_cli import finetune
 
+import csm.training.loop as loop
 from csm.model_folder import open_folder
 from csm.torch.convert import read_weights
+from csm.training.interrupt import Interrupted
 
 Run = Callable[..., Path]
 
@@ -184,6 +186,43 @@ def test_frozen_groups_stay_and_embeddings_are_trained_on_request(
     assert moved(go("full", "--freeze-decoder"), toy_folder) == groups - {"decoder"}
     assert moved(plain["lora"], toy_folder) == groups - {"embeddings"}
     assert moved(go("lora", "--train-embeddings"), toy_folder) == groups
+
+
+def test_embeddings_learn_as_they_are_and_resume_exactly(
+    toy_folder: Path, clip_folder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--train-embeddings", "--epochs", 2, "--ckpt-freq", 1]
+    one, two = tmp_path / "one", tmp_path / "two"
+    done = train("lora", folder, toy_folder, one, *words)
+    assert "of the embeddings, as they are" in done.stderr
+    real = loop.save
+
+    def save(parts: Any, position: Any, values: Any) -> None:
+        real(parts, position, values)
+        if position.step == 2:
+            raise Interrupted("stopped", 2)
+
+    monkeypatch.setattr(loop, "save", save)
+    train("lora", folder, toy_folder, two, *words, code=130)
+    monkeypatch.undo()
+    train("lora", folder, toy_folder, two, *words)
+    files = [load_file(run / "checkpoints" / "step-000004" / "adapter_model.safetensors") for run in (one, two)]
+    assert "base_model.model.embed_text_tokens.weight" in files[0]
+    assert all(np.array_equal(files[0][name], files[1][name]) for name in files[0])
+    config = json.loads((one / "checkpoints" / "step-000004" / "adapter_config.json").read_text())
+    assert "embed_text_tokens" in config["modules_to_save"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--freeze-embeddings"], "learns the embeddings, and they are frozen"),
+        (["--target-modules", "attn", "text_embeddings"], "learns text_embeddings whole"),
+    ],
+)
+def test_embeddings_cannot_be_two_things(words: list[object], sentence: str) -> None:
+    flags = ["--data-path", "d", "-o", "x", "--pretrained-path", "csm-tiny", "--dry-run", "--train-embeddings"]
+    assert sentence in finetune("lora", *flags, *words, code=1).stderr
 
 
 def test_what_is_written_and_when(go: Run, plain: dict[str, Path]) -> None:

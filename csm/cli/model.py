@@ -49,33 +49,36 @@ def info(name: str, base: Path | None, as_json: bool) -> None:
 def convert(source: str, out: Path, layout: str, base: Path | None) -> None:
     """Write the model IN, of any layout, to the new folder OUT. The numbers stay the same, bit for bit.
 
-    IN may be an adapter folder too, with --base the model it was trained on: transformers is PEFT's form then.
+    IN may be an adapter folder too: transformers is PEFT's form then. --base names the model it was trained on, where
+    nothing in it does.
     """
-    from csm.errors import CsmError
+    from csm.adapters.folder import is_adapter
     from csm.model_folder import open_folder
-    from csm.torch.adapter_folder import convert_adapter, is_adapter
     from csm.torch.convert import convert as convert_model
+    from csm.torch.convert import convert_adapter
 
-    if is_adapter(Path(source).expanduser()):
-        if base is None:
-            raise CsmError(f"{source} is an adapter.", "Name the model it was trained on: --base FOLDER.")
-        convert_adapter(Path(source).expanduser(), open_folder(base), out.expanduser(), layout)
+    adapter, opened = Path(source).expanduser(), open_folder(source, base)
+    if is_adapter(adapter) and opened.base:
+        convert_adapter(adapter, opened.base, out.expanduser(), layout)
     else:
-        convert_model(open_folder(source, base), out.expanduser(), layout)
+        convert_model(opened, out.expanduser(), layout)
     answer(str(out))
 
 
 @model.command()
 @click.argument("name", metavar="M")
 @click.argument("out", type=PATH)
-@click.option("--adapter", required=True, type=PATH, help="an adapter folder, PEFT's or csm-mlx's")
+@click.option("--adapter", required=True, help="an adapter folder, PEFT's or csm-mlx's, or a run (its best checkpoint)")
 @takes_base
-def merge(name: str, out: Path, adapter: Path, base: Path | None) -> None:
-    """Write the model M with an adapter merged in to the new folder OUT."""
-    from csm.model_folder import open_folder
+def merge(name: str, out: Path, adapter: str, base: Path | None) -> None:
+    """Write the model M with an adapter merged in to the new folder OUT.
+
+    M must be the model that the adapter was trained on, where the adapter says which that is.
+    """
+    from csm.model_folder import open_folder, resolve
     from csm.torch.convert import merge_adapter
 
-    merge_adapter(open_folder(name, base), adapter.expanduser(), out.expanduser())
+    merge_adapter(open_folder(name, base), resolve(adapter), out.expanduser())
     answer(str(out))
 
 

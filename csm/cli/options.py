@@ -65,9 +65,14 @@ adapts = _bundle(
            "down_proj; projection codebook0_head acoustic_heads text_embeddings audio_embeddings; backbone.NAME or "
            "decoder.NAME for one transformer; default: all that learns but embeddings"),
     listed("--target-layers", "lora_layers", metavar=NUMBERS, help="layers of the backbone, from 0; default: all"),
-    click.option("--lora-bias/--no-lora-bias", default=None, help="a bias in the adapters of linears"),
+    listed("--lora-decoder-layers", metavar=NUMBERS, help="layers of the depth decoder, from 0; default: all"),
+    listed("--lora-ranks", metavar="PART=NUMBER", help="ranks of parts that differ: backbone, decoder, projection, "
+           "codebook0_head, acoustic_heads, text_embeddings, audio_embeddings"),
+    listed("--lora-alphas", metavar="PART=NUMBER", help="alphas of parts that differ"),
+    click.option("--lora-bias/--no-lora-bias", default=None,
+                 help="learn a bias in each adapter; csm speaks with them, but cannot merge them into a model folder"),
     click.option("--train-embeddings/--no-train-embeddings", "lora_embeddings", default=None,
-                 help="adapt both tables of embeddings too"),
+                 help="learn both tables of embeddings as they are, beside the adapters"),
     click.option("--dora/--no-dora", "lora_dora", default=None, help="learn length and direction apart"),
     click.option("--rslora/--no-rslora", "lora_rslora", default=None, help="weigh by alpha / sqrt(rank)"),
 )  # fmt: skip
@@ -109,6 +114,6 @@ RECIPE_FLAGS = (
     "save_every", "log_every", "seed", "style_name",
 )  # fmt: skip
 ADAPTER_FLAGS = (
-    "method", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_layers", "lora_bias", "lora_embeddings",
-    "lora_dora", "lora_rslora",
+    "method", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_layers", "lora_decoder_layers",
+    "lora_ranks", "lora_alphas", "lora_bias", "lora_embeddings", "lora_dora", "lora_rslora",
 )  # fmt: skip

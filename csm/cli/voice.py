@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from csm.cli.console import Group, answer, answer_json, say, warn
-from csm.cli.options import SEED, runs_model, samples_speech
+from csm.cli.options import SEED, runs_model, samples_speech, takes_base
 from csm.cli.speech import check_target, hand_out
 from csm.errors import CsmError
 
@@ -67,15 +67,19 @@ def list_voices(registry: Registry, as_json: bool) -> None:
     show_default=True,
     help="csm-tiny, a model folder, a run (its best), a weights file or a hub id",
 )
+@takes_base
 @click.pass_obj
-def create(registry: Registry, name: str, speaker_id: int, description: str, model_path: str, **traits: Any) -> None:
+def create(
+    registry: Registry, name: str, speaker_id: int, description: str, model_path: str, base: Path | None, **traits: Any
+) -> None:
     """Keep a voice under NAME: what the model speaks for SPEAKER_ID. Prints the voice's id.
 
     SPEAKER_ID is the one that the model was trained on. Where the model is a run, its lineage and the scores of its
     best checkpoint are kept too.
     """
-    _check_speaks(model_path, speaker_id)
-    made = registry.create(name, speaker_id, description, model_path, **traits, **_of_run(Path(model_path), speaker_id))
+    _check_speaks(model_path, speaker_id, base)
+    kept = {**traits, "base": base, **_of_run(Path(model_path), speaker_id)}
+    made = registry.create(name, speaker_id, description, model_path, **kept)
     say(f"{made.name} is kept in {registry.path}.")
     answer(made.id)
 
@@ -99,6 +103,7 @@ def show(registry: Registry, key: str, as_json: bool) -> None:
 @click.option("--output", type=_FILE, help="a .wav or .flac file; default: NAME.wav")
 @samples_speech
 @click.option("--seed", type=SEED, default=0, show_default=True)
+@takes_base
 @runs_model
 @click.pass_obj
 def sample(
@@ -109,17 +114,22 @@ def sample(
     temperature: float | None,
     top_k: int | None,
     seed: int,
+    base: Path | None,
     **placement: Any,
 ) -> None:
     """Let the voice with this name, id or speaker id say something. Prints the path of the sound.
 
-    Where no temperature or top-k is given, the voice's own come before the model folder's.
+    Where no temperature or top-k is given, the voice's own come before the model folder's; --base comes before the base that
+    the voice was kept with.
     """
     if not text.strip():
         raise CsmError("There is nothing to say: the text is empty.", 'Give one with --text "...".')
     found = registry.find(key)
     target = _target(found, output)
-    _check_model(found)
+    _check_there(found, found.model_path)
+    source = base or found.base
+    if source:
+        _check_there(found, str(source))
     if temperature is None:
         temperature = found.sampling.get("temperature")
     if top_k is None:
@@ -127,7 +137,7 @@ def sample(
 
     from csm.generator import load_generator
 
-    generator = load_generator(found.model_path, **placement)
+    generator = load_generator(found.model_path, **placement, base=source)
     speech = generator.speak(
         text,
         speaker=found.speaker_id,
@@ -139,12 +149,12 @@ def sample(
     hand_out(speech, target)
 
 
-def _check_speaks(model_path: str, speaker_id: int) -> None:
+def _check_speaks(model_path: str, speaker_id: int, base: Path | None) -> None:
     """Refuse a model that is whole nowhere, and a speaker that it has no symbol for."""
     from csm.model_folder import open_folder
     from csm.tokenizer import TextTokenizer
 
-    TextTokenizer(open_folder(model_path).beside).encode("a", speaker_id)
+    TextTokenizer(open_folder(model_path, base).beside).encode("a", speaker_id)
 
 
 def _of_run(path: Path, speaker_id: int) -> dict[str, Any]:
@@ -169,7 +179,8 @@ def _of_run(path: Path, speaker_id: int) -> dict[str, Any]:
 
 def _scores_of_best(run: Path) -> dict[str, Any]:
     """What `csm evaluate` left; empty where it did not run or did not score the best."""
-    from csm.model_folder import pointed_to, read_json
+    from csm.json_file import read_json
+    from csm.model_folder import pointed_to
     from evaluation.score import Scores
 
     scores_path, best = run / "report" / "scores.json", pointed_to(run, "best")
@@ -211,8 +222,8 @@ def _target(found: Voice, output: Path | None) -> Path:
     return target
 
 
-def _check_model(found: Voice) -> None:
-    path = Path(found.model_path)
+def _check_there(found: Voice, named: str) -> None:
+    path = Path(named)
     if path.is_absolute() and not path.exists():
         raise CsmError(
             f"The model of {found.name!r} is gone: {path}.", "Put it back, or create a voice with another --model-path."

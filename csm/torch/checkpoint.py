@@ -18,13 +18,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from csm.adapter import AdapterPlan
-from csm.adapter_folder import AUDIO_ALIAS, AUDIO_TABLE, BASE, CONFIG, PREFIX, TENSORS, peft_config, read_base
+from csm.adapters.adapter import Adapter
+from csm.adapters.folder import write_adapter as write_adapter_with
+from csm.adapters.origin import BASE, read_base
+from csm.adapters.plan import AdapterPlan
 from csm.errors import CsmError
 from csm.layouts import out_of_layout
 from csm.model_folder import BESIDE_WEIGHTS, ModelFolder
-from csm.torch.lora import adapter_state, merge_tensors
+from csm.torch.lora import adapter_state
 from csm.torch.lora_file import read_adapter
+from csm.torch.merge import merge_tensors
 from csm.torch.model import Csm
 from csm.torch_file import SUFFIXES, read_torch_file
 from csm.weights import CODEC_PREFIX, INDEX, parameter_shapes
@@ -41,7 +44,7 @@ def read_tensors(folder: ModelFolder, names: list[str]) -> dict[str, torch.Tenso
     if folder.base is not None:
         tensors = read_tensors(folder.base, names)
         if not all(name.startswith(CODEC_PREFIX) for name in names):
-            merge_tensors(tensors, *read_adapter(folder.path, folder.config, tensors))
+            merge_tensors(tensors, read_adapter(folder.path, folder.config, tensors.get))
         return tensors
     by_file: dict[Path, list[tuple[str, str]]] = {}
     for name in names:
@@ -114,15 +117,16 @@ def write_checkpoint(model: Csm, trained: set[str], unchanged: Path, out: Path) 
         link(file, out / file.name)
 
 
-def write_adapter(model: Csm, plan: AdapterPlan, unchanged: Path, out: Path) -> None:
-    """Make `out` an adapter folder: PEFT's two files, and a link to the base.json that is in `unchanged`."""
+def write_adapter(model: Csm, plan: AdapterPlan, unchanged: Path, out: Path, whole: Iterable[str] = ()) -> None:
+    """Make `out` an adapter folder: PEFT's two files, and a link to the base.json that is in `unchanged`.
+
+    Args:
+        whole: parameters that were trained as they are.
+    """
     link(unchanged / BASE, out / BASE)
-    tensors = {f"{PREFIX}{name}": value.contiguous().cpu() for name, value in adapter_state(model).items()}
-    for name in [name for name in tensors if name.startswith(f"{PREFIX}{AUDIO_TABLE}.")]:
-        tensors[name.replace(AUDIO_TABLE, AUDIO_ALIAS)] = tensors[name].clone()
-    save_tensors(tensors, out / TENSORS)
-    values = peft_config(plan, read_base(out).path)
-    (out / CONFIG).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    tensors = {name: value.cpu() for name, value in adapter_state(model).items()}
+    saved = {name: model.get_parameter(name).detach().cpu() for name in whole}
+    write_adapter_with(Adapter(plan, tensors, saved, read_base(out)), model.config, out, save_copies)
 
 
 def refuse_biases(folder: ModelFolder, tensors: Iterable[str]) -> None:
@@ -161,6 +165,11 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
     os.chmod(path, 0o644)
+
+
+def save_copies(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """`save_tensors` of tensors of which some may be views, or one under two names."""
+    save_tensors({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}, path)
 
 
 def link(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Models from layout to layout, and with an adapter merged in: read whole, written beside, renamed.
+"""Models and adapters from layout to layout, and models with an adapter merged in: read whole, written beside, renamed.
 
 What is written holds all that reading it back needs: weights, config, codec, tokenizer. The weights pass through memory
 once, in the dtype they are stored in.
@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from csm.adapters.folder import write_adapter
 from csm.errors import CsmError
 from csm.flavours import write_config
-from csm.layouts import CSM_MLX, TRANSFORMERS, into_layout, stored_name
-from csm.model_folder import ModelFolder
-from csm.torch.adapter_folder import read_adapter
-from csm.torch.checkpoint import copy_companions, read_tensors, refuse_biases, save_tensors
-from csm.torch.merge import merge
+from csm.layouts import CSM_MLX, SESAME, TRANSFORMERS, into_layout, stored_name
+from csm.model_folder import ModelFolder, on_base
+from csm.torch.checkpoint import copy_companions, read_tensors, refuse_biases, save_copies, save_tensors
+from csm.torch.lora_file import read_adapter
+from csm.torch.merge import merge_tensors
 from csm.weights import AUDIO_TABLE, AUDIO_TABLE_ALIAS, CODEC_FILE, parameter_shapes
 from csm.whole_folder import whole_folder
 
@@ -34,30 +36,46 @@ def convert(folder: ModelFolder, out: Path, layout: str) -> None:
     """
     with whole_folder(out) as part:
         write_model(folder, read_weights(folder), part, layout)
-        if (folder.beside / "README.md").is_file():
+        if folder.base is None and (folder.beside / "README.md").is_file():
             shutil.copyfile(folder.beside / "README.md", part / "README.md")
 
 
 def merge_adapter(folder: ModelFolder, adapter: Path, out: Path) -> None:
-    """Write a model with an adapter merged in to the new folder `out`, in transformers' layout.
+    """Write a model with an adapter merged in to the new folder `out`, in transformers' layout, in the model's dtypes.
 
     Raises:
         CsmError: as `convert`; the adapter does not fit the model or belongs to another.
     """
+    convert(on_base(adapter, folder), out, TRANSFORMERS)
+
+
+def convert_adapter(path: Path, base: ModelFolder, out: Path, layout: str) -> None:
+    """Write the adapter of `path` to the new folder `out` in PEFT's form (`transformers`) or csm-mlx's.
+
+    Raises:
+        CsmError: it does not fit the base or belongs to another; `out` is there; the form cannot express the adapter.
+    """
+    if layout == SESAME:
+        raise CsmError("Sesame's layout has no adapters.", "Merge it: csm model merge M --adapter A OUT.")
+    on_base(path, base)
+    adapter = read_adapter(path, base.config, lambda name: read_tensors(base, [name])[name])
     with whole_folder(out) as part:
-        weights = merge(read_weights(folder), read_adapter(adapter, folder), str(adapter))
-        write_model(folder, weights, part, TRANSFORMERS)
+        write_adapter(replace(adapter, origin=base.origin), base.config, part, save_copies, layout)
 
 
 def read_weights(folder: ModelFolder) -> dict[str, torch.Tensor]:
-    """Every parameter by transformers' name; the tied audio table once."""
+    """Every parameter by transformers' name, in its stored dtype, an adapter taken in; the tied audio table once."""
+    if folder.base is not None:
+        weights = read_weights(folder.base)
+        dtypes = {name: tensor.dtype for name, tensor in weights.items()}
+        merge_tensors(weights, read_adapter(folder.path, folder.config, weights.get))
+        refuse_biases(folder, weights)
+        return {name: tensor.to(dtypes[name]) for name, tensor in weights.items()}
     if AUDIO_TABLE in folder.files and AUDIO_TABLE_ALIAS in folder.files:
         both = read_tensors(folder, [AUDIO_TABLE, AUDIO_TABLE_ALIAS])
         if not torch.equal(both[AUDIO_TABLE], both[AUDIO_TABLE_ALIAS]):
             raise CsmError(f"{folder.path} holds two audio tables that differ: {AUDIO_TABLE}, {AUDIO_TABLE_ALIAS}.")
-    weights = read_tensors(folder, list(parameter_shapes(folder.config)))
-    refuse_biases(folder, weights)
-    return weights
+    return read_tensors(folder, list(parameter_shapes(folder.config)))
 
 
 def write_model(folder: ModelFolder, weights: dict[str, torch.Tensor], out: Path, layout: str) -> None:

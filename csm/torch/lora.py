@@ -10,14 +10,15 @@ Letters in shapes: N rows, r rank, C heads, D what a head reads, V codes, E entr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csm.adapter import AdapterPlan, Site
+from csm.adapters.plan import AdapterPlan, Site
+from csm.torch.merge import merge_heads, merge_linear, merge_table, split_heads, stretch
 from csm.torch.model import CodebookHeads, Csm, Linear, LowRank, Table
 
 Kept = tuple[Tensor, nn.Parameter | None]  # the base's weight and bias while a module is merged
@@ -302,56 +303,6 @@ def unmerge(model: Csm) -> None:
         (module.weight.data, bias), module.kept = module.kept, None
         if isinstance(module, LoraLinear):
             module.bias = bias
-
-
-def merge_tensors(tensors: dict[str, Tensor], plan: AdapterPlan, adapter: Mapping[str, Tensor]) -> None:
-    """Take an adapter into those of a model's tensors that are there, in fp32; they are replaced, not written over.
-
-    An adapter with biases leaves tensors `....bias` beside the weights.
-    """
-    for site in plan.sites:
-        prefix = f"{site.path}."
-        if f"{prefix}weight" not in tensors:
-            continue
-        own = {name.removeprefix(prefix): value for name, value in adapter.items() if name.startswith(prefix)}
-        own |= {name: tensors[prefix + name] for name in ("weight", "bias") if prefix + name in tensors}
-        merged = _MERGED_BY_KIND[site.kind](own, plan.scale(site))
-        tensors |= {prefix + name: value for name, value in merged.items()}
-
-
-def merge_linear(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    a, b = state["lora_A.weight"].float(), state["lora_B.weight"].float()
-    weight = torch.addmm(state["weight"].float(), b, a, alpha=scale)
-    if "lora_magnitude_vector" in state:
-        weight *= stretch(state["lora_magnitude_vector"].float(), weight.norm(dim=1))[:, None]
-    found = {"weight": weight}
-    biases = [state["bias"].float()] if "bias" in state else []
-    biases += [state["lora_B.bias"].float() * scale] if "lora_B.bias" in state else []
-    return found | ({"bias": torch.stack(biases).sum(0)} if biases else {})
-
-
-def stretch(wanted: Tensor, length: Tensor) -> Tensor:
-    """What rows of a length are multiplied by to have the length that is wanted; rows of zeros stay what they are."""
-    return torch.where(length > 0, wanted / length.where(length > 0, 1.0), 1.0)
-
-
-def merge_heads(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    weight = state["weight"].float()
-    down, up = split_heads(state["lora_A.weight"].float(), state["lora_B.weight"].float(), len(weight))
-    return {"weight": torch.baddbmm(weight, down, up, alpha=scale)}
-
-
-def merge_table(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    a, b = state["lora_embedding_A"].float(), state["lora_embedding_B"].float()
-    return {"weight": torch.addmm(state["weight"].float(), a.t(), b.t(), alpha=scale)}
-
-
-_MERGED_BY_KIND = {"linear": merge_linear, "heads": merge_heads, "table": merge_table}
-
-
-def split_heads(a: Tensor, b: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """PEFT's A (C * r, V) and B (D, r * C) -> what goes down (C, D, r) and up again (C, r, V), head by head."""
-    return b.view(len(b), -1, heads).permute(2, 0, 1), a.view(heads, -1, a.shape[-1])
 
 
 def _draw(weight: Tensor, generator: torch.Generator) -> None:

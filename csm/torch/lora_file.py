@@ -1,95 +1,45 @@
-"""Adapters out of folders, ours or PEFT's, held against the model that they are for."""
+"""Adapters out of folders, of either form, onto models and into tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from csm.adapter import AdapterPlan
-from csm.adapter_folder import (
-    AUDIO_ALIAS,
-    AUDIO_TABLE,
-    HEADS,
-    PREFIX,
-    TENSORS,
-    read_plan,
-)
+from csm.adapters.adapter import Adapter
+from csm.adapters.folder import read_adapter as read_adapter_with
 from csm.config import ModelConfig
-from csm.errors import CsmError
 from csm.torch.lora import adapter_state, attach
 from csm.torch.model import Csm
 
 
-def load_adapter(model: Csm, folder: Path) -> AdapterPlan:
-    """Put the adapter of a folder, ours or PEFT's, on a model and give its plan. Raises as `read_adapter`."""
-    plan, tensors = read_adapter(folder, model.config, model.state_dict())
-    attach(model, plan)
-    set_adapter(model, tensors)
-    return plan
+def read_adapter(folder: Path, config: ModelConfig, of_base: Callable[[str], Tensor | None]) -> Adapter:
+    """`csm.adapters.folder.read_adapter` with torch's tensors, on the CPU, each laid out row by row: how a matrix lies in
+    memory changes the last bits of a product."""
+    found = read_adapter_with(folder, config, load_file, of_base)
+    factors, whole = ({n: t.contiguous() for n, t in part.items()} for part in (found.factors, found.whole))
+    return replace(found, factors=factors, whole=whole)
 
 
-def set_adapter(model: Csm, tensors: Mapping[str, Tensor]) -> None:
-    """Give the adapters that are on a model these values; names and shapes are theirs."""
+def load_adapter(model: Csm, folder: Path) -> Adapter:
+    """Put the adapter of a folder on a model, beside its weights. Raises as `read_adapter`."""
+    state = model.state_dict()
+    adapter = read_adapter(folder, model.config, lambda name: state[name].cpu())
+    attach(model, adapter.plan)
+    set_adapter(model, adapter)
+    return adapter
+
+
+def set_adapter(model: Csm, adapter: Adapter) -> None:
+    """Give the adapters that are on a model these values; parameters that were trained whole take the model's place."""
     state = adapter_state(model)
-    assert state.keys() == tensors.keys(), "the adapter on the model is another than the one that was read"
+    assert state.keys() == adapter.factors.keys(), "the adapter on the model is another than the one that was read"
     with torch.no_grad():
         for name, tensor in state.items():
-            tensor.copy_(tensors[name])
-
-
-def read_adapter(
-    folder: Path, config: ModelConfig, base: Mapping[str, Tensor]
-) -> tuple[AdapterPlan, dict[str, Tensor]]:
-    """The plan of an adapter and its tensors, by our names.
-
-    Args:
-        base: tensors of the model it goes onto, to hold copies of them in the file against.
-
-    Raises:
-        CsmError: tensors missing, unexpected or mis-shaped, all named; something a CSM cannot express.
-    """
-    plan, aside = read_plan(folder, config)
-    try:
-        stored = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(folder / TENSORS).items()}
-    except SafetensorError as error:
-        raise CsmError(f"{folder / TENSORS} is damaged ({error}).") from None
-    _judge(stored, aside, base, folder)
-    for name in [name for name in stored if name.startswith(f"{AUDIO_ALIAS}.")]:
-        if not torch.equal(stored.pop(name), stored[name.replace(AUDIO_ALIAS, AUDIO_TABLE)]):
-            raise CsmError(
-                f"the adapter {folder} changes {AUDIO_ALIAS} and {AUDIO_TABLE} differently; they are one table in a CSM."
-            )
-    tensors = {name: tensor for name, tensor in stored.items() if name not in aside}
-    _turn_heads(tensors, plan, plan.tensor_shapes(config))
-    return plan, tensors
-
-
-def _judge(stored: Mapping[str, Tensor], aside: list[str], base: Mapping[str, Tensor], folder: Path) -> None:
-    """Adapters of the codec must do nothing, and copies of the base must be the base's."""
-    if any(name.endswith("lora_magnitude_vector") for name in aside):
-        raise CsmError(f"the adapter {folder} has DoRA on the codec, which csm does not adapt.")
-    for name in aside:
-        if name.endswith(".base_layer.weight"):
-            own = base.get(name.replace(".base_layer.", "."))
-            if own is not None and not torch.equal(stored[name].to(own), own):
-                raise CsmError(f"the adapter {folder} holds {name}, and it is not what the base has there.")
-        elif "lora_B" in name and stored[name].any():
-            raise CsmError(f"the adapter {folder} changes {name.split('.lora_')[0]}; csm does not adapt the codec.")
-
-
-def _turn_heads(tensors: dict[str, Tensor], plan: AdapterPlan, wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """PEFT 0.18 had the heads' input side in A and their output side in B, the other way round than later ones."""
-    names = [f"{HEADS}.lora_{letter}.weight" for letter in "AB"]
-    if names[0] not in tensors or tuple(tensors[names[0]].shape) == wanted[names[0]]:
-        return
-    a, b = (tensors[name] for name in names)
-    rank = next(site.rank for site in plan.sites if site.kind == "heads")
-    outputs, (rows, width) = len(b), a.shape
-    heads = rows // rank
-    tensors[names[0]] = b.view(outputs, rank, heads).permute(2, 1, 0).reshape(heads * rank, outputs)
-    tensors[names[1]] = a.view(heads, rank, width).permute(2, 1, 0).reshape(width, rank * heads)
+            tensor.copy_(adapter.factors[name])
+        for name, tensor in adapter.whole.items():
+            model.get_parameter(name).copy_(tensor)

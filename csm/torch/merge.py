@@ -1,47 +1,65 @@
-"""An adapter added to the weights it was trained on. Sources: Hu et al. 2021 (LoRA), Liu et al. 2024 (DoRA), and peft for
-the acoustic heads, one low-rank change each, kept side by side.
+"""An adapter added to the weights it was trained on, in fp32. Sources: Hu et al., 2021 (LoRA); Liu et al., 2024 (DoRA); PEFT
+for the acoustic heads, one low-rank change each, kept side by side.
+
+A module's state has its tensors by the names of `AdapterPlan.tensor_shapes` without the path: `weight`, `lora_A.weight`, ...
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from csm.adapters import TABLES, Adapter, Pair
-from csm.errors import CsmError
+from csm.adapters.adapter import Adapter
 
 
-def delta(name: str, pair: Pair, shape: torch.Size) -> Tensor:
-    """What the pair adds to the parameter `name`, in fp32."""
-    a, b = pair.a.float(), pair.b.float()
-    if len(shape) == 2:
-        change = b @ a
-        return pair.scale * (change.t() if name in TABLES else change)
-    heads = shape[0]
-    a, b = a.reshape(heads, pair.rank, -1), b.reshape(len(b), pair.rank, heads)
-    straight = (b.shape[0], a.shape[2]) == tuple(shape[1:])
-    return pair.scale * torch.einsum("ore,eri->eoi" if straight else "ore,eri->eio", b, a)
+def merge_tensors(tensors: dict[str, Tensor], adapter: Adapter) -> None:
+    """Take an adapter into those of a model's tensors that are there; they are replaced by fp32, not written over.
 
-
-def merged(name: str, weight: Tensor, pair: Pair) -> Tensor:
-    """The parameter with the adapter in it, computed in fp32, in the weight's own dtype."""
-    whole = weight.float() + delta(name, pair, weight.shape)
-    if pair.magnitude is not None:
-        whole = whole * (pair.magnitude.float() / whole.norm(dim=1))[:, None]
-    return whole.to(weight.dtype)
-
-
-def merge(weights: dict[str, Tensor], adapter: Adapter, source: str) -> dict[str, Tensor]:
-    """`weights` (transformers' names) with the adapter in them.
-
-    Raises:
-        CsmError: the adapter carries tensors of its base, and they are not these.
+    An adapter with biases leaves tensors `....bias` beside the weights.
     """
-    foreign = [n for n, t in adapter.carried.items() if not torch.equal(t.float(), weights[n].float())]
-    if foreign:
-        raise CsmError(
-            f"{source} was trained on another base: its copies of {', '.join(foreign)} differ from this model's."
-        )
-    changed = {name: merged(name, weights[name], pair) for name, pair in adapter.pairs.items()}
-    replaced = {name: tensor.to(weights[name].dtype) for name, tensor in adapter.whole.items()}
-    return {**weights, **replaced, **changed}
+    tensors |= {name: tensor for name, tensor in adapter.whole.items() if name in tensors}
+    for site in adapter.plan.sites:
+        prefix = f"{site.path}."
+        if f"{prefix}weight" not in tensors:
+            continue
+        own = {name.removeprefix(prefix): t for name, t in adapter.factors.items() if name.startswith(prefix)}
+        own |= {name: tensors[prefix + name] for name in ("weight", "bias") if prefix + name in tensors}
+        merged = _BY_KIND[site.kind](own, adapter.plan.scale(site))
+        tensors |= {prefix + name: value for name, value in merged.items()}
+
+
+def merge_linear(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    a, b = state["lora_A.weight"].float(), state["lora_B.weight"].float()
+    weight = torch.addmm(state["weight"].float(), b, a, alpha=scale)
+    if "lora_magnitude_vector" in state:
+        weight *= stretch(state["lora_magnitude_vector"].float(), weight.norm(dim=1))[:, None]
+    found = {"weight": weight}
+    biases = [state["bias"].float()] if "bias" in state else []
+    biases += [state["lora_B.bias"].float() * scale] if "lora_B.bias" in state else []
+    return found | ({"bias": torch.stack(biases).sum(0)} if biases else {})
+
+
+def stretch(wanted: Tensor, length: Tensor) -> Tensor:
+    """What rows of a length are multiplied by to have the length that is wanted; rows of zeros stay what they are."""
+    return torch.where(length > 0, wanted / length.where(length > 0, 1.0), 1.0)
+
+
+def merge_heads(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    weight = state["weight"].float()
+    down, up = split_heads(state["lora_A.weight"].float(), state["lora_B.weight"].float(), len(weight))
+    return {"weight": torch.baddbmm(weight, down, up, alpha=scale)}
+
+
+def merge_table(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    a, b = state["lora_embedding_A"].float(), state["lora_embedding_B"].float()
+    return {"weight": torch.addmm(state["weight"].float(), a.t(), b.t(), alpha=scale)}
+
+
+def split_heads(a: Tensor, b: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """PEFT's A (C * r, V) and B (D, r * C) -> what goes down (C, D, r) and up again (C, r, V), head by head."""
+    return b.view(len(b), -1, heads).permute(2, 0, 1), a.view(heads, -1, a.shape[-1])
+
+
+_BY_KIND = {"linear": merge_linear, "heads": merge_heads, "table": merge_table}

@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from csm.adapter import plan_adapters
+from csm.adapters.plan import plan_adapters
 from csm.data.batches import Batch
 from csm.errors import CsmError
-from csm.model_folder import read_json
+from csm.json_file import read_json
 from csm.recipe import Recipe
 from csm.torch.checkpoint import save_tensors, write_adapter, write_checkpoint
 from csm.torch.lora import attach, is_adapter_name
@@ -44,14 +44,15 @@ def group_of(name: str) -> str:
 def parameter_groups(model: Csm, recipe: Recipe) -> list[dict[str, Any]]:
     """Freeze what the recipe freezes; groups of an optimiser for the rest: a rate each, no decay on norms and embeddings.
 
-    Where the model has adapters, they alone learn.
+    Where the model has adapters, they alone learn, and what the recipe learns whole beside them.
     """
     rates = {"backbone": recipe.backbone_rate, "decoder": recipe.decoder_rate, "embeddings": recipe.embeddings_rate}
     frozen = {name: getattr(recipe, f"freeze_{name}") for name in rates}
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         group = group_of(name)
-        learns = is_adapter_name(name) if recipe.method == "lora" else not frozen[group]
+        adapts = recipe.method == "lora"
+        learns = is_adapter_name(name) or name in recipe.lora.whole if adapts else not frozen[group]
         parameter.requires_grad_(learns)
         if not learns:
             continue
@@ -255,7 +256,7 @@ class TorchTrainer:
     def save_model(self, unchanged: Path, out: Path) -> None:
         """Make `out` a loadable model folder; see `csm.torch.checkpoint.write_checkpoint`. With adapters, one of theirs."""
         if self.plan:
-            write_adapter(self.model, self.plan, unchanged, out)
+            write_adapter(self.model, self.plan, unchanged, out, self.recipe.lora.whole)
         else:
             write_checkpoint(self.model, self.trained_names, unchanged, out)
 

@@ -14,7 +14,7 @@ from csm.data.codes import CodeCache, CodedTurn, Tokenised
 from csm.data.faults import Fault, require_usable
 from csm.data.row import Row, clean_text
 from csm.errors import CsmError
-from csm.segment import Conversation, Segment
+from csm.segment import Conversation, Segment, checked_turns, is_list
 
 
 def tokenise_segments(
@@ -26,11 +26,17 @@ def tokenise_segments(
     taken as they are.
 
     Raises:
-        CsmError: a segment has no audio, or nothing usable is left.
+        CsmError: it is no list of Segments and Conversations, a segment has no audio, or nothing usable is left.
     """
+    if not is_list(data):
+        raise CsmError(
+            f"the data are {data!r:.60}; they are a list of Segments and Conversations.",
+            "Files are read by csm.data.manifest.read_data and CSMFineTuner.tokenise, or by csm-finetune --data-path.",
+        )
     conversations, faults = [], []
     for i, item in enumerate(data):
-        turns = [item] if isinstance(item, Segment) else list(item)
+        name = f"train_dataset[{i}]"
+        turns = checked_turns([item] if isinstance(item, Segment) else item, name)
         coded = []
         for j, segment in enumerate(turns):
             result = _code(segment, f"{i:05d}-{j:03d}", codec, cache, config)

@@ -11,11 +11,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from csm.adapter import plan_adapters
-from csm.adapter_folder import BaseName, write_base
+from csm.adapters.origin import write_base
+from csm.adapters.plan import plan_adapters
 from csm.backend import Backend, choose_backend
 from csm.data.batches import EpochBatches, validation_batches
 from csm.data.codes import CodeCache, Tokenised, data_fingerprint, default_cache_folder, tokenise
@@ -36,6 +37,7 @@ from csm.training.lineage import parent_run
 from csm.training.loop import Parts, train
 from csm.training.run_folder import TRAINER, Position, RunFolder, now
 from csm.training.watchers import Report, Watchers
+from csm.weights import parameter_shapes
 
 UNCHANGED = "unchanged"
 RUN_SCHEMA = 1
@@ -83,6 +85,8 @@ class CSMFineTuner:
     ):
         if preset not in PRESETS:
             raise CsmError(f"there is no preset {preset!r}.", nearest(preset, tuple(PRESETS)))
+        if not isinstance(output_dir, str | Path):
+            raise CsmError(f"output_dir is {output_dir!r:.60}; it is a path.")
         self.preset = preset
         self.base: ModelFolder = open_folder(model_path, base)
         self.run = RunFolder(Path(output_dir))
@@ -105,7 +109,10 @@ class CSMFineTuner:
         recipe, config = self.resolved.recipe, self.base.config
         if recipe.method == "full":
             return None
-        return plan_adapters(config, recipe.lora, recipe.frozen).describe(config)
+        plan = plan_adapters(config, recipe.lora, recipe.frozen).describe(config)
+        shapes = parameter_shapes(config)
+        whole = sum(prod(shapes[name]) for name in recipe.lora.whole)
+        return f"{plan}; and {whole:,} of the embeddings, as they are" if whole else plan
 
     def prepare_optimizer(
         self,
@@ -295,7 +302,7 @@ class CSMFineTuner:
             trainer.load(checkpoint / TRAINER)
         unchanged = self.run.path / UNCHANGED
         if recipe.method == "lora":
-            write_base(_base_name(self.base), unchanged)
+            write_base(self.base.origin, unchanged)
         elif not unchanged.is_dir():
             self.backend.write_unchanged(self.base, trainer.trained_names, unchanged)
         often, held_terms = term_shares(training.sources, validation.sources, recipe)
@@ -356,12 +363,6 @@ class CSMFineTuner:
             "program": f"csm-finetune {_version()}",
             "started": now(),
         }
-
-
-def _base_name(base: ModelFolder) -> BaseName:
-    """What base.json says of a base; where its companions are is said where that is not beside the weights."""
-    alone = base.base is None and base.beside not in (base.path, base.path.parent)
-    return BaseName(base.name, base.path.name, base.hash, str(base.beside.resolve()) if alone else None)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

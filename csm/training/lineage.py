@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from csm.errors import CsmError
-from csm.model_folder import read_json
+from csm.json_file import read_json
 from csm.training.metrics import MetricsFile
 from csm.training.run_folder import RunFolder
 

@@ -13,13 +13,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from csm.adapter_folder import BASE, CONFIG, TENSORS, is_adapter
+from csm.adapters.folder import files_of, is_adapter
+from csm.adapters.origin import BASE, CONFIG
+from csm.adapters.peft import PeftForm
 from csm.errors import CsmError
-from csm.model_folder import open_folder, read_json
+from csm.json_file import read_json
+from csm.model_folder import open_folder
 from csm.training.run_folder import TRAINER, write_json
 
 LATEST, TUNED, MERGED = "checkpoint_latest.safetensors", "fine_tuned_model", "merged"
 SAVE_MODES = ("lora", "full", "both")
+TENSORS = PeftForm.file
 HEADER = 100 << 20  # bytes; a longer header is no header
 
 
@@ -55,7 +59,7 @@ def adapter_folder_of(path: Path, scratch: Path) -> Path:
     with path.open("rb") as file:
         told = _header(file.read(8), file.read, path).get("__metadata__", {})
     if CONFIG not in told:
-        if path.name == TENSORS and is_adapter(path.parent):
+        if is_adapter(path.parent) and path == files_of(path.parent)[1]:
             return path.parent
         raise CsmError(f"{path} does not say which adapter it is.", f"Name its folder, the one with {CONFIG}.")
     scratch.mkdir(parents=True, exist_ok=True)

@@ -179,8 +179,8 @@ def speak_first(generator: Generator, text: str, speaker: int) -> Any:
 
 
 def _rank_and_alpha(folder: Path) -> tuple[int, float]:
-    from csm.adapter_folder import CONFIG
-    from csm.model_folder import read_json
+    from csm.adapters.origin import CONFIG
+    from csm.json_file import read_json
 
     values = read_json(folder / CONFIG)
     lora = values.get("lora_parameters", {})

@@ -18,7 +18,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from csm.errors import CsmError
-from csm.model_folder import pointed_to, read_json
+from csm.json_file import read_json
+from csm.model_folder import pointed_to
 
 TRAINER = "trainer"
 
