@@ -95,6 +95,12 @@ FLAGS = {
     "csm-finetune style-tune": TRAINING + " --style-name",
     "csm-finetune domain": TRAINING,
     "csm-finetune conversation": TRAINING,
+    "csm-finetune full": "--data-path --output-dir -o --model --pretrained-path --epochs --batch-size --learning-rate --lr "
+    "--weight-decay --wd --freeze-backbone --freeze-decoder --max-audio-length-ms --mask-speaker-ids --max-norm "
+    "--first-codebook-weight-multiplier --fcw --ckpt-freq --log-freq --gradient-ckpt --optimizer --val-data-path "
+    "--gradient-accumulation-steps --val-batch-size --val-freq --val-ckpt --dry-run --base " + RUNS,
+    "csm-finetune lora": "--lora-rank --lora-alpha --target-modules --train-embeddings --only-save-adapter --save-all "
+    "--max-norm --ckpt-freq --optimizer --pretrained-path " + RUNS,
     "csm generate": "--model-path --base --text --speaker --output --temperature --top-k --seed --max-audio-length-ms "
     "--context --codes " + RUNS,
     "csm evaluate": "--help",

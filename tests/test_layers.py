@@ -184,6 +184,8 @@ FREE = {
     "csm voice list": ["csm.cli.main", "voice", "--db", "DB", "list"],
     "csm-finetune": ["csm.cli.finetune", "--help"],
     "csm-finetune voice-adapt": ["csm.cli.finetune", "voice-adapt", "--help"],
+    "csm-finetune lora": ["csm.cli.finetune", "lora", "--help"],
+    "finetune_lora": ["csm.cli.finetune_lora", "--help"],
 }
 
 

@@ -99,13 +99,16 @@ def _speak(out: Path, best: Path, prompts: tuple[str, ...], flags: dict[str, Any
     from csm.audio import write_wave
     from csm.generator import load_generator
     from csm.training.lora_trainer import speak_first
+    from csm.training.run_folder import RunFolder
 
+    learned = RunFolder(out).lineage()["data"]["speakers"]
+    speaker = flags["speaker_id"] if flags["speaker_id"] in learned else learned[0]
     generator = load_generator(best, flags["device"], flags["dtype"], flags["threads"])
     for number, prompt in enumerate(prompts, 1):
         file = out / ("sample.wav" if len(prompts) == 1 else f"sample-{number}.wav")
-        speech = speak_first(generator, prompt, flags["speaker_id"])
+        speech = speak_first(generator, prompt, speaker)
         write_wave(file, speech.wave, speech.sample_rate)
-        say(f"{speech.seconds:.2f} s, seed {speech.seed}, ended by {speech.stop_reason}:")
+        say(f"speaker {speaker}, {speech.seconds:.2f} s, seed {speech.seed}, ended by {speech.stop_reason}:")
         answer(str(file))
 
 
