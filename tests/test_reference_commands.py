@@ -15,6 +15,7 @@ from test_cli import finetune
 
 import csm.training.loop as loop
 from csm.model_folder import open_folder
+from csm.torch.checkpoint import load_model
 from csm.torch.convert import read_weights
 from csm.training.interrupt import Interrupted
 
@@ -211,6 +212,19 @@ def test_embeddings_learn_as_they_are_and_resume_exactly(
     assert all(np.array_equal(files[0][name], files[1][name]) for name in files[0])
     config = json.loads((one / "checkpoints" / "step-000004" / "adapter_config.json").read_text())
     assert "embed_text_tokens" in config["modules_to_save"]
+
+
+def test_peft_loads_embeddings_that_were_learned_as_they_are(go: Run, toy_folder: Path) -> None:
+    from peft import PeftModel
+    from test_lora import assert_logits, logits, their_logits, transformers_model
+
+    run = go("lora", "--train-embeddings")
+    best = run / "checkpoints" / (run / "best").read_text().strip()
+    theirs = PeftModel.from_pretrained(transformers_model(toy_folder), best).eval()
+    ours = logits(load_model(open_folder(best)).eval())
+    assert_logits(ours, their_logits(theirs))
+    without = logits(load_model(open_folder(toy_folder)).eval())
+    assert (ours[0] - without[0]).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize(
