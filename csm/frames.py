@@ -55,10 +55,10 @@ def join(parts: Sequence[Frames]) -> Frames:
     return Frames(np.concatenate([p.frames for p in parts]), np.concatenate([p.mask for p in parts]))
 
 
-def turn(ids: np.ndarray, codes: np.ndarray | None, codebooks: int) -> Frames:
-    """One turn: text ids (L,) and codes (K, T), or the text alone where there is no sound."""
+def turn(ids: np.ndarray, codes: np.ndarray | None, codebooks: int, end: bool = True) -> Frames:
+    """One turn: text ids (L,) and codes (K, T), or the text alone where there is no sound; `end` as in `audio_rows`."""
     text = text_rows(ids, codebooks)
-    return text if codes is None else join([text, audio_rows(codes)])
+    return text if codes is None else join([text, audio_rows(codes, end)])
 
 
 def is_end(codes: np.ndarray) -> bool:

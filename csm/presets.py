@@ -2,14 +2,26 @@
 
 Numbers are those of the CSM fine-tuning architecture document (stages voice, style, domain, conversation). Where it gives a
 range of epochs, the minutes of the data say where in it a run lies; the recipe's own number holds until they are known.
-Rates of groups: 0.1 / 1 / 0.5 for a voice, balanced for style and conversation.
+Rates of groups: 0.1 / 1 / 0.5 for a voice, balanced for style and conversation. `full` and `lora` are csm-mlx's commands of
+these names, `finetune-lora` is `python -m csm.cli.finetune_lora`, each with its documented defaults.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from csm.recipe import Recipe
+
+CODEBOOKS = 32
+
+
+def first_codebook_weights(multiplier: float) -> dict[str, float]:
+    """csm-mlx's weight of the first codebook as the two weights of our loss.
+
+    It sums the cross entropies of 32 codebooks, each over 32, the first times `multiplier`.
+    """
+    return {"semantic_weight": multiplier / CODEBOOKS, "acoustic_weight": (CODEBOOKS - 1) / CODEBOOKS}
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,12 @@ EPOCHS = {
     "domain": EpochRange(5, 8, 160.0),
 }
 
+CSM_MLX: dict[str, Any] = dict(
+    **first_codebook_weights(1.0), decoder_fraction=1 / 16, embeddings_rate=1.0, schedule="constant", warmup_share=0.0,
+    max_grad_norm=0.0, context_turns=4, clip_context=False, val_split=0.0, log_every=10,
+)  # fmt: skip
+"""What csm-mlx's two commands have in common."""
+
 PRESETS: dict[str, Recipe] = {
     "voice-adapt": Recipe(
         learning_rate=2e-5, epochs=5, semantic_weight=20.0, acoustic_weight=1.0, decoder_fraction=1.0,
@@ -57,5 +75,18 @@ PRESETS: dict[str, Recipe] = {
     "conversation": Recipe(
         learning_rate=2e-5, epochs=3, semantic_weight=1.0, acoustic_weight=1.0, decoder_fraction=1 / 16,
         backbone_rate=1.0, decoder_rate=1.0, embeddings_rate=0.5, context_turns=4,
+    ),
+    "full": Recipe(
+        learning_rate=1e-5, epochs=5, batch_size=4, weight_decay=1e-4, save_every=100, **CSM_MLX,
+    ),
+    "lora": Recipe(
+        learning_rate=5e-4, epochs=10, batch_size=8, weight_decay=1e-4, save_every=100, **CSM_MLX,
+        method="lora", lora_rank=8, lora_alpha=16.0, lora_targets=("attn", "projection"),
+    ),
+    "finetune-lora": Recipe(
+        learning_rate=1e-4, epochs=5, batch_size=2, semantic_weight=100.0, acoustic_weight=1.0, decoder_fraction=1.0,
+        embeddings_rate=1.0, weight_decay=0.01, schedule="constant", warmup_share=0.0, context_turns=2,
+        max_seq_len=2048, val_split=0.1, val_every=100, save_every=500,
+        method="lora", lora_rank=8, lora_alpha=16.0, lora_targets=("q_proj", "v_proj"),
     ),
 }  # fmt: skip

@@ -18,7 +18,9 @@ from csm.errors import CsmError
 METHODS = ("full", "lora")
 SELECT_BY = ("validation_loss", "speaker_similarity")
 LOGS = ("tensorboard", "wandb", "trackio")
-CHANGEABLE = ("sample_every", "keep", "gradient_ckpt", "log_to")
+OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("cosine", "constant")
+CHANGEABLE = ("sample_every", "keep", "gradient_ckpt", "log_to", "log_every")
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,12 @@ class Recipe:
 
     `decoder_fraction` is the share of frames that train the depth decoder in a step; `save_every` 0 means once an epoch;
     `max_steps` 0 means as many as the epochs take; `max_grad_norm` 0 means no clipping; `early_stop` 0 never stops
-    early; `keep` 0 keeps every checkpoint; `sample_every` 0 speaks no samples. Keys that begin with `lora_` are for the
-    method lora alone; see `csm.adapters.settings.LoraSettings`. The keys of `CHANGEABLE` leave the numbers alone: a run may
-    be gone on with under other values of them.
+    early; `keep` 0 keeps every checkpoint; `sample_every` 0 speaks no samples. `val_every` 0 validates where a checkpoint
+    is due and nowhere else; `val_batch_size` 0 is `batch_size`; `log_every` is updates between lines of metrics.jsonl.
+    `max_audio_length_ms` 0 cuts no turn, `max_seq_len` 0 is as many rows as the model takes. `clip_context` lets clips
+    that stand alone have other clips of their speaker before them. Keys that begin with `lora_` are for the method lora
+    alone; see `csm.adapters.settings.LoraSettings`. The keys of `CHANGEABLE` leave the numbers alone: a run may be gone on with
+    under other values of them.
     """
 
     learning_rate: float = 2e-5
@@ -46,12 +51,20 @@ class Recipe:
     backbone_rate: float = 1.0
     decoder_rate: float = 1.0
     embeddings_rate: float = 0.5
+    optimizer: str = "adamw"
     weight_decay: float = 0.01
+    schedule: str = "cosine"
     warmup_share: float = 0.1
     max_grad_norm: float = 1.0
     context_turns: int = 0
+    clip_context: bool = True
+    max_audio_length_ms: float = 0.0
+    max_seq_len: int = 0
     val_split: float = 0.1
+    val_every: int = 0
+    val_batch_size: int = 0
     save_every: int = 0
+    log_every: int = 1
     seed: int = 0
     terms: tuple[str, ...] = ()
     term_factor: float = 3.0
@@ -76,6 +89,7 @@ class Recipe:
     lora_decoder_layers: tuple[int, ...] = ()
     lora_ranks: tuple[str, ...] = ()
     lora_alphas: tuple[str, ...] = ()
+    lora_embeddings: bool = False
     lora_dora: bool = False
     lora_rslora: bool = False
 
@@ -90,17 +104,14 @@ class Recipe:
         self._check_method()
 
     def _check_choices(self) -> None:
-        if self.select_by not in SELECT_BY:
-            raise CsmError(f"select_by is {self.select_by!r}; it is one of {', '.join(SELECT_BY)}.")
+        for key, known in (("select_by", SELECT_BY), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, key) not in known:
+                raise CsmError(f"{key} is {getattr(self, key)!r}; it is one of {', '.join(known)}.")
         if set(self.log_to) - set(LOGS):
             raise CsmError(f"log_to is {', '.join(self.log_to)}; it is any of {', '.join(LOGS)}, or none.")
         if self.mask_speaker_ids and self.only_speaker_ids:
             raise CsmError(
                 "mask_speaker_ids and only_speaker_ids exclude each other.", "Name those left out, or those kept."
-            )
-        if self.early_stop and self.val_split == 0 and self.select_by == "validation_loss":
-            raise CsmError(
-                "early_stop has nothing to go by where val_split is 0.", "Hold out a tenth: --val-split 0.1."
             )
 
     def _check_method(self) -> None:
@@ -141,6 +152,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "accumulate": (1, 4096),
     "decoder_fraction": (1e-6, 1.0),
     "val_split": (0.0, 0.9),
+    "val_batch_size": (0, 4096),
+    "log_every": (1, 10**9),
     "warmup_share": (0.0, 0.9),
     "context_turns": (0, 64),
     "seed": (0, 2**63 - 1),

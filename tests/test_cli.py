@@ -95,6 +95,12 @@ FLAGS = {
     "csm-finetune style-tune": TRAINING + " --style-name",
     "csm-finetune domain": TRAINING,
     "csm-finetune conversation": TRAINING,
+    "csm-finetune full": "--data-path --output-dir -o --model --pretrained-path --epochs --batch-size --learning-rate --lr "
+    "--weight-decay --wd --freeze-backbone --freeze-decoder --max-audio-length-ms --mask-speaker-ids --max-norm "
+    "--first-codebook-weight-multiplier --fcw --ckpt-freq --log-freq --gradient-ckpt --optimizer --val-data-path "
+    "--gradient-accumulation-steps --val-batch-size --val-freq --val-ckpt --dry-run --base " + RUNS,
+    "csm-finetune lora": "--lora-rank --lora-alpha --target-modules --train-embeddings --only-save-adapter --save-all "
+    "--max-norm --ckpt-freq --optimizer --pretrained-path " + RUNS,
     "csm generate": "--model-path --base --text --speaker --output --temperature --top-k --seed --max-audio-length-ms "
     "--context --codes " + RUNS,
     "csm evaluate": "--help",
@@ -132,10 +138,17 @@ RECIPE_VALUES: dict[str, tuple[list[object], object]] = {
     "acoustic_weight": (["--acoustic-weight", 2.5], 2.5),
     "decoder_fraction": (["--decoder-fraction", 0.25], 0.25),
     "context_turns": (["--context-turns", 1], 1),
+    "max_audio_length_ms": (["--max-audio-length-ms", 60000], 60000.0),
+    "max_seq_len": (["--max-seq-len", 2000], 2000),
+    "optimizer": (["--optimizer", "adam"], "adam"),
+    "schedule": (["--schedule", "constant"], "constant"),
     "weight_decay": (["--weight-decay", 0.1], 0.1),
     "max_grad_norm": (["--max-grad-norm", 0.5], 0.5),
     "val_split": (["--val-split", 0.3], 0.3),
+    "val_every": (["--val-every", 2], 2),
+    "val_batch_size": (["--val-batch-size", 2], 2),
     "save_every": (["--save-every", 4], 4),
+    "log_every": (["--log-every", 3], 3),
     "seed": (["--seed", 11], 11),
     "style_name": (["--style-name", "excited"], "excited"),
 }

@@ -23,7 +23,7 @@ ORDER = (
 """The rooms of csm from left to right: each imports only itself and what stands to its left."""
 
 BORDER = {"errors", "segment", "audio"}  # all that profiles and evaluation know of csm
-LATE = {("backend", "torch")}  # room, room to its right that its functions may import
+LATE = {("backend", "torch"), ("training", "generator")}  # room, room to its right that its functions may import
 
 TOP_LEVEL = {  # third party: the places that import it when they are imported
     "torch": ("csm/torch/", "csm/codec.py", "csm/tiny_codec.py"),
@@ -184,6 +184,8 @@ FREE = {
     "csm voice list": ["csm.cli.main", "voice", "--db", "DB", "list"],
     "csm-finetune": ["csm.cli.finetune", "--help"],
     "csm-finetune voice-adapt": ["csm.cli.finetune", "voice-adapt", "--help"],
+    "csm-finetune lora": ["csm.cli.finetune", "lora", "--help"],
+    "finetune_lora": ["csm.cli.finetune_lora", "--help"],
 }
 
 

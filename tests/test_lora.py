@@ -694,7 +694,8 @@ def test_every_flag_is_in_the_table(toy_folder: Path, tmp_path: Path) -> None:
 
     flags = ["--method", "lora", "--lora-rank", "3", "--lora-alpha", "9", "--lora-dropout", "0.2", "--rslora",
              "--target-modules", "backbone.attn", "decoder.attn", "--target-layers", "1", "--no-freeze-backbone",
-             "--lora-decoder-layers", "0", "--lora-ranks", "decoder=2", "--lora-alphas", "decoder=5"]  # fmt: skip
+             "--lora-decoder-layers", "0", "--lora-ranks", "decoder=2", "--lora-alphas", "decoder=5",
+             "--no-train-embeddings"]  # fmt: skip
     for last, absent in (("--dora", "lora_bias"), ("--lora-bias", "lora_dora")):
         done = dry_run(toy_folder, tmp_path, *flags, last)
         shown = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if line.startswith("  ")}

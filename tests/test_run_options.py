@@ -71,7 +71,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "keep": {"keep": 1},
     "samples": {"sample_every": 2},
     "by sound": {"select_by": "speaker_similarity"},
+    "adam": {"optimizer": "adam", "weight_decay": 0.1},
+    "sgd": {"optimizer": "sgd"},
+    "constant": {"schedule": "constant"},
+    "cut": {"max_audio_length_ms": 500.0},
+    "rows": {"max_seq_len": 40},
+    "lone": {"clip_context": False},
+    "validated": {"val_every": 2, "val_batch_size": 1},
+    "few lines": {"log_every": 4},
 }
+LEAVE_WEIGHTS = (
+    "checkpointed",
+    "keep",
+    "samples",
+    "by sound",
+    "lone",
+    "validated",
+    "few lines",
+)  # here, of conversations
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -102,7 +119,7 @@ def test_what_shapes_learning_does_and_the_rest_does_not(
     go(tuner(toy_folder, tmp_path / "run", cache, **OPTIONS[name]), data)
     one, two = final_state(plain), final_state(tmp_path / "run")
     same = all(np.array_equal(one[key], two[key]) for key in one)
-    assert same == (name in ("checkpointed", "keep", "samples", "by sound"))
+    assert same == (name in LEAVE_WEIGHTS)
 
 
 def test_a_run_goes_on_under_other_changeable_values(
@@ -112,7 +129,7 @@ def test_a_run_goes_on_under_other_changeable_values(
     with pytest.raises(Interrupted):
         go(tuner(toy_folder, run, cache), data, 4)
     changed = {"keep": 1, "gradient_ckpt": True, "sample_every": 3, "log_to": ()}
-    assert set(changed) == set(CHANGEABLE)
+    assert set(changed) == set(CHANGEABLE) - {"log_every"}  # which leaves lines out of the record
     assert go(tuner(toy_folder, run, cache, **changed), data).step == STEPS
     assert_same_run(plain, run, but=("speaker_similarity",))
 

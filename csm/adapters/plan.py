@@ -96,6 +96,8 @@ def plan_adapters(config: ModelConfig, settings: LoraSettings, frozen: Iterable[
     """
     resting = set(frozen)
     chosen: set[tuple[str, str]] = set()
+    if settings.embeddings and "embeddings" in resting:
+        raise CsmError("lora_embeddings learns the embeddings, and they are frozen.", "Add --no-freeze-embeddings.")
     for target in settings.targets or _automatic(settings):
         pairs = {pair for pair in pairs_of(target) if GROUPS.get(pair[0], "decoder") not in resting}
         if settings.targets and not pairs:

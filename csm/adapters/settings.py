@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from csm.adapters.targets import KINDS, PARTS, pairs_of
+from csm.adapters.targets import GROUPS, KINDS, PARTS, SINGLES, pairs_of
 from csm.errors import CsmError
 
 
@@ -15,7 +15,8 @@ class LoraSettings:
     """What a recipe says of its adapters, checked.
 
     `targets` empty means every matrix of the groups that learn: `attn`, projection and heads, but no embeddings. `layers`
-    and `decoder_layers` empty mean all. `ranks` and `alphas` name parts that differ: "decoder=4".
+    and `decoder_layers` empty mean all. `ranks` and `alphas` name parts that differ: "decoder=4". `embeddings` learns both
+    tables of embeddings as they are, beside the adapters.
     """
 
     rank: int = 8
@@ -27,6 +28,7 @@ class LoraSettings:
     decoder_layers: tuple[int, ...] = ()
     ranks: tuple[str, ...] = ()
     alphas: tuple[str, ...] = ()
+    embeddings: bool = False
     dora: bool = False
     rslora: bool = False
 
@@ -46,6 +48,19 @@ class LoraSettings:
                 f"{option} cannot be had for {' and '.join(unfit)}: PEFT's adapters cannot express it there.",
                 f"Leave out {option}, or name other targets, such as attn projection codebook0_head.",
             )
+
+        twice = [target for target in self.targets if self.embeddings and GROUPS.get(target) == "embeddings"]
+        if twice:
+            raise CsmError(
+                f"lora_embeddings learns {' and '.join(twice)} whole, and lora_targets adapts them besides.",
+                "Leave one of the two out.",
+            )
+
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """The parameters that learn as they are, by transformers' names."""
+        tables = [path for part, path in SINGLES.items() if GROUPS.get(part) == "embeddings"]
+        return tuple(f"{path}.weight" for path in tables) if self.embeddings else ()
 
     def rank_of(self, part: str) -> int:
         return int(_by_part("lora_ranks", self.ranks).get(part, self.rank))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import click
@@ -23,20 +26,45 @@ def answer_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
+LEVELS = ("debug", "info", "warning", "error", "critical")
+_least: ContextVar[str] = ContextVar("least", default="info")
+
+
+@contextmanager
+def talking_from(level: str) -> Iterator[None]:
+    """Within, only talk of this level and above is said; an error always is."""
+    token = _least.set(level)
+    try:
+        yield
+    finally:
+        _least.reset(token)
+
+
+def talks(level: str) -> bool:
+    """Whether talk of a level is said."""
+    return LEVELS.index(level) >= LEVELS.index(_least.get())
+
+
+def detail(text: str) -> None:
+    """Say on stderr what only someone who looks for a fault wants to know."""
+    if talks("debug"):
+        click.echo(text, err=True)
+
+
 def say(text: str) -> None:
     """Talk to the user on stderr: progress, reasons, paths."""
-    click.echo(text, err=True)
+    if talks("info"):
+        click.echo(text, err=True)
 
 
 def warn(text: str) -> None:
     """Say on stderr what the user should know although the work goes on."""
-    click.secho(f"warning: {text}", err=True, fg="yellow")
+    if talks("warning"):
+        click.secho(f"warning: {text}", err=True, fg="yellow")
 
 
-class Group(click.Group):
-    """A click group whose commands end in one sentence and the right exit code, whatever they raise."""
-
-    command_class = ListCommand
+class _EndsInSentence(click.Command):
+    """What of click ends in one sentence and the right exit code, whatever is raised."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -55,6 +83,16 @@ class Group(click.Group):
                 _fail(*_explain(error))
             code = 1
         sys.exit(code if isinstance(code, int) else 0)
+
+
+class Command(_EndsInSentence, ListCommand):
+    """A command that is a program of its own."""
+
+
+class Group(_EndsInSentence, click.Group):
+    """A group of commands."""
+
+    command_class = ListCommand
 
 
 def _fail(message: str, hint: str | None) -> None:

@@ -7,22 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from csm.cli.console import Group, answer, say, warn
+from csm.cli.console import Group, answer, detail, say, warn
 from csm.cli.options import (
     ADAPTER_FLAGS,
     PATH,
     RECIPE_FLAGS,
     adapts,
+    chooses_method,
     reads_data,
     runs_model,
     shapes_recipe,
     takes_base,
 )
 from csm.cli.plot import plot
-from csm.cli.run_options import names_terms, run_layer, steers_run
+from csm.cli.reference_commands import full, lora
+from csm.cli.run_options import begins_run, names_terms, run_layer, steers_run
 from csm.cli.stages import run, stages
 
 REPORTED = {
+    "validation_loss": "validation",
     "validation_terms_loss": "clips with terms",
     "validation_other_loss": "other clips",
     "speaker_similarity": "similarity",
@@ -30,12 +33,13 @@ REPORTED = {
 
 if TYPE_CHECKING:
     from csm.cli.progress import Progress
+    from csm.training.watchers import Saved
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="csm-finetune", prog_name="csm-finetune")
 def main() -> None:
-    """Fine-tune a CSM model: for a voice, a style, a domain or conversation.
+    """Fine-tune a CSM model: for a voice, a style, a domain or conversation; or in full or by LoRA as csm-mlx has it.
 
     Each command is a preset of one engine; --dry-run shows its values and where each comes from.
     """
@@ -53,12 +57,10 @@ def _preset_command(preset: str, summary: str) -> None:
     @click.option("--output-dir", required=True, type=PATH, help="the run folder; the same run there is gone on with")
     @reads_data
     @shapes_recipe
+    @chooses_method
     @adapts
     @steers_run
-    @click.option("--recipe", "recipe_file", type=PATH, help="YAML or TOML with any of a recipe's keys")
-    @click.option("--dry-run", is_flag=True, help="print the recipe with its sources, and stop")
-    @click.option("--resume", is_flag=True, help="fail unless there is a run to go on with")
-    @click.option("--fresh", is_flag=True, help="move a run that is there aside and begin anew")
+    @begins_run
     @runs_model
     def command(**flags: Any) -> None:
         if preset == "style-tune" and not flags["style_name"].strip():
@@ -78,8 +80,15 @@ def answer_best(best: Path | None) -> None:
         answer(str(best))
 
 
-def finetune(preset: str, flags: dict[str, Any]) -> Path | None:
-    """Fine-tune as a command's flags say; the best checkpoint's folder, None after a dry run."""
+def finetune(preset: str, flags: dict[str, Any], saved: Saved | None = None) -> Path | None:
+    """Fine-tune as a command's flags say; the best checkpoint's folder, None after a dry run.
+
+    Args:
+        preset: one of `csm.presets.PRESETS`.
+        flags: by the names that the bundles of options give them. `translated` holds layers of the recipe that are made of
+            other flags; `val_data_paths` is data to validate on.
+        saved: told (step, folder) of every checkpoint.
+    """
     if flags["resume"] and flags["fresh"]:
         raise click.UsageError("--resume and --fresh exclude each other.")
     from csm.data.manifest import read_data
@@ -95,8 +104,19 @@ def finetune(preset: str, flags: dict[str, Any]) -> Path | None:
     if flags["dry_run"]:
         _say_epochs(tuner)
         return None
+    _refuse_alignments(flags.get("alignment_dir"))
     rows, faults = read_data(flags["data_paths"], flags["audio_dir"], flags["transcript_dir"], flags["speaker_id"])
-    return _train(tuner, rows, faults, flags)
+    held = read_data(paths, speaker=flags["speaker_id"]) if (paths := flags.get("val_data_paths")) else None
+    return _train(tuner, rows, faults, flags, held, saved)
+
+
+def _refuse_alignments(folder: Path | None) -> None:
+    """The one place that knows that alignments are not read yet: `read_data` is to take the folder."""
+    from csm.errors import CsmError
+
+    if folder is not None:
+        raise CsmError(f"--alignment-dir {folder} cannot be used: this version does not read alignments yet.",
+                       "Leave it out: clips of up to 90 seconds are learned from whole.")  # fmt: skip
 
 
 def _say_epochs(tuner: Any) -> None:
@@ -117,7 +137,7 @@ def _layers(flags: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     if flags.get("recipe_keys"):
         file_layer = [(flags["recipe_source"], flags["recipe_keys"])]
     given = {key: flags.get(key) for key in RECIPE_FLAGS + ADAPTER_FLAGS}
-    return [*file_layer, ("flag", given), ("flag", run_layer(flags))]
+    return [*file_layer, ("flag", given), ("flag", run_layer(flags)), *flags.get("translated", [])]
 
 
 def _listener(tuner: Any, rows: Any, reference: Path | None) -> Any:
@@ -138,35 +158,50 @@ def _listener(tuner: Any, rows: Any, reference: Path | None) -> Any:
     return Listener(tuner.backend, tuner.run.path, flat, recipe.sample_prompts, reference, speakers)
 
 
-def _train(tuner: Any, rows: Any, faults: Any, flags: dict[str, Any]) -> Path:
+def _train(tuner: Any, rows: Any, faults: Any, flags: dict[str, Any], held: Any, saved: Saved | None) -> Path:
     from csm.cli.progress import Progress
-    from csm.data.codes import summary
-    from csm.data.faults import render
     from csm.training.watchers import Watchers
 
     listen = _listener(tuner, rows, flags["reference"])
-    with Progress("tokenising") as bar:
-        data = tuner.tokenise(rows, faults, bar.update, flags["strict"])
-    if data.faults:
-        warn(f"skipped:\n{render(data.faults)}")
-    say(f"data: {summary(data)}")
+    data = _tokenise(tuner, rows, faults, flags["strict"])
     if unread := tuner.unread_characters(data):
         warn(f"this model cannot read {' '.join(unread)!r} in the transcripts; write numbers as words.")
+    validation = _tokenise(tuner, held[0], held[1], flags["strict"], "data to validate on") if held else None
 
     with Progress("training") as bar:
-        talk = _Talk(bar, tuner.run.path / "metrics.jsonl")
-        watch = Watchers(talk.updated, bar.say, listen, talk.begun)
-        outcome = tuner.train(data, resume=flags["resume"], fresh=flags["fresh"], watch=watch)
+        talk = _Talk(bar, tuner.run.path / "metrics.jsonl", saved)
+        watch = Watchers(talk.updated, bar.say, listen, talk.begun, talk.saved)
+        outcome = tuner.train(
+            data, validation_dataset=validation, resume=flags["resume"], fresh=flags["fresh"], watch=watch
+        )
     if outcome.from_step == outcome.step:
         say(f"this run is done already: {outcome.step} steps; --fresh begins anew")
     return outcome.best
 
 
-class _Talk:
-    """Tells of a training as it goes: where it begins, how good the base is, every update, every validation."""
+def _tokenise(tuner: Any, rows: Any, faults: Any, strict: bool, name: str = "data") -> Any:
+    from csm.cli.progress import Progress
+    from csm.data.codes import summary
+    from csm.data.faults import render
 
-    def __init__(self, bar: Progress, metrics: Path):
-        self.bar, self.metrics, self.knows_base = bar, metrics, False
+    with Progress("tokenising") as bar:
+        data = tuner.tokenise(rows, faults, bar.update, strict)
+    if data.faults:
+        warn(f"skipped:\n{render(data.faults)}")
+    say(f"{name}: {summary(data)}")
+    return data
+
+
+class _Talk:
+    """Tells of a training as it goes: where it begins, how good the base is, every update, validation and checkpoint."""
+
+    def __init__(self, bar: Progress, metrics: Path, told: Saved | None):
+        self.bar, self.metrics, self.knows_base, self.told, self.saved_step = bar, metrics, False, told, 0
+
+    def saved(self, step: int, folder: Path) -> None:
+        self.saved_step = step
+        if self.told:
+            self.told(step, folder)
 
     def begun(self, step: int, moved_aside: Path | None) -> None:
         if moved_aside:
@@ -178,10 +213,11 @@ class _Talk:
         if not self.knows_base:
             self._tell_base()
         self.bar.update(step, steps, f"loss {values['loss']:.4g}")
-        if "validation_loss" in values:
-            parts = [f"loss {values['loss']:.4g}", f"validation {values['validation_loss']:.4g}"]
-            parts += [f"{name} {values[key]:.4g}" for key, name in REPORTED.items() if key in values]
-            self.bar.say(f"step {step}: {', '.join(parts)}; saved")
+        shown = {key: name for key, name in REPORTED.items() if key in values}
+        if shown or self.saved_step == step:
+            parts = [f"loss {values['loss']:.4g}", *(f"{name} {values[key]:.4g}" for key, name in shown.items())]
+            self.bar.say(f"step {step}: {', '.join(parts)}{'; saved' if self.saved_step == step else ''}")
+        detail(f"step {step} of {steps}: {', '.join(f'{key} {value:.6g}' for key, value in values.items())}")
 
     def _tell_base(self) -> None:
         from csm.training.metrics import MetricsFile
@@ -197,7 +233,7 @@ _preset_command("style-tune", "Take on a way of speaking: all parts learn, codeb
 _preset_command("domain", "Learn a domain's words: the backbone learns, the voice stays.")
 _preset_command("conversation", "Learn to answer in a dialogue: earlier turns are context.")
 
-for _command in (run, stages, plot):
+for _command in (full, lora, run, stages, plot):
     main.add_command(_command)
 
 

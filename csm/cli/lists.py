@@ -1,4 +1,7 @@
-"""Flags that take lists, written in any way: `--flag a,b`, `--flag a b`, `--flag "a b"`, `--flag a --flag b`."""
+"""Flags that take lists, written in any way: `--flag a,b`, `--flag a b`, `--flag "a b"`, `--flag a --flag b`.
+
+And flags of any kind, written with underscores or dashes.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +30,14 @@ class ListOption(click.Option):
 
 
 class ListCommand(click.Command):
-    """A command whose list flags take all the words up to the next flag."""
+    """A command whose repeatable flags take all the words up to the next flag; `--a_flag` is `--a-flag`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, _with_commas(args, self._list_flags()))
-
-    def _list_flags(self) -> set[str]:
-        if any(isinstance(parameter, click.Argument) for parameter in self.params):
-            return set()
-        return {flag for option in self.params if isinstance(option, ListOption) for flag in option.opts}
+        options = [option for option in self.params if isinstance(option, click.Option)]
+        known = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
+        alone = len(options) == len(self.params)  # else a word may be an argument
+        many = {flag for option in options if option.multiple for flag in option.opts} if alone else set()
+        return super().parse_args(ctx, _repeated([_dashed(word, known) for word in args], many))
 
 
 def listed(*names: str, known: Sequence[str] = (), metavar: str = "NAMES", help: str) -> Callable[[Any], Any]:
@@ -59,16 +61,25 @@ class _Entries(click.ParamType):
         return tuple(map(int, words)) if self.numbers else tuple(words)
 
 
-def _with_commas(args: list[str], flags: set[str]) -> list[str]:
-    """`--flag a b` as `--flag a,b`, for the flags that take lists."""
-    joined: list[str] = []
-    takes_more = False
+def _dashed(word: str, known: set[str]) -> str:
+    """A flag with dashes where it is known by them; any other word as it is."""
+    flag, equals, value = word.partition("=")
+    dashed = flag.replace("_", "-")
+    return f"{dashed}{equals}{value}" if flag.startswith("--") and flag not in known and dashed in known else word
+
+
+def _repeated(args: list[str], flags: set[str]) -> list[str]:
+    """`--flag a b` as `--flag a --flag b`, for the flags that may be repeated."""
+    out: list[str] = []
+    flag, values = "", 0
     for place, word in enumerate(args):
         if word == "--":
-            return joined + args[place:]
-        if takes_more and not word.startswith("-"):
-            joined[-1] += f",{word}"
-            continue
-        takes_more = bool(joined) and joined[-1] in flags and not word.startswith("-")
-        joined.append(word)
-    return joined
+            return out + args[place:]
+        if word.startswith("-"):
+            name, equals, _ = word.partition("=")
+            flag, values = (name, len(equals)) if name in flags else ("", 0)
+        elif flag:
+            out += [flag] if values else []
+            values += 1
+        out.append(word)
+    return out

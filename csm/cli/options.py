@@ -52,9 +52,12 @@ reads_data = _bundle(
 )  # fmt: skip
 
 
+chooses_method = click.option(
+    "--method", type=click.Choice(["full", "lora"]), help="learn the weights, or thin adapters beside them"
+)
+
 adapts = _bundle(
-    click.option("--method", type=click.Choice(["full", "lora"]), help="learn the weights, or thin adapters beside them"),
-    click.option("--lora-rank", type=int, help="width of the adapters"),
+    click.option("--lora-rank", "--lora-r", "lora_rank", type=int, help="width of the adapters"),
     click.option("--lora-alpha", type=float, help="their weight is alpha / rank"),
     click.option("--lora-dropout", type=float, help="share of the adapters' input that is left out in training"),
     listed("--target-modules", "lora_targets",
@@ -68,16 +71,19 @@ adapts = _bundle(
     listed("--lora-alphas", metavar="PART=NUMBER", help="alphas of parts that differ"),
     click.option("--lora-bias/--no-lora-bias", default=None,
                  help="learn a bias in each adapter; csm speaks with them, but cannot merge them into a model folder"),
+    click.option("--train-embeddings/--no-train-embeddings", "lora_embeddings", default=None,
+                 help="learn both tables of embeddings as they are, beside the adapters"),
     click.option("--dora/--no-dora", "lora_dora", default=None, help="learn length and direction apart"),
     click.option("--rslora/--no-rslora", "lora_rslora", default=None, help="weigh by alpha / sqrt(rank)"),
 )  # fmt: skip
 
 shapes_recipe = _bundle(
-    click.option("--learning-rate", type=float),
+    click.option("--learning-rate", "--lr", "learning_rate", type=float),
     click.option("--epochs", type=int),
     click.option("--max-steps", type=int, help="updates in all, in place of epochs"),
     click.option("--batch-size", type=int, help="examples in a micro-batch"),
-    click.option("--accumulate", type=int, help="micro-batches in an update"),
+    click.option("--accumulate", "--gradient-accumulation-steps", "accumulate", type=int,
+                 help="micro-batches in an update"),
     click.option("--freeze-backbone/--no-freeze-backbone", default=None),
     click.option("--freeze-decoder/--no-freeze-decoder", default=None),
     click.option("--freeze-embeddings/--no-freeze-embeddings", default=None),
@@ -85,19 +91,29 @@ shapes_recipe = _bundle(
     click.option("--acoustic-weight", type=float, help="weight of the other codebooks' loss"),
     click.option("--decoder-fraction", type=float, help="share of frames that train the depth decoder"),
     click.option("--context-turns", "--max-context-turns", type=int, help="turns before the target at most"),
-    click.option("--weight-decay", type=float),
-    click.option("--max-grad-norm", type=float, help="0 clips nothing"),
+    click.option("--max-audio-length-ms", type=float, help="cut the sound of every turn there; 0 cuts nothing"),
+    click.option("--max-seq-len", type=int, help="rows of text and sound in an example; 0 is what the model takes"),
+    click.option("--optimizer", type=click.Choice(["adamw", "adam", "sgd"])),
+    click.option("--schedule", type=click.Choice(["cosine", "constant"]), help="of the learning rate, after its warmup"),
+    click.option("--weight-decay", "--wd", "weight_decay", type=float),
+    click.option("--max-grad-norm", "--max-norm", "max_grad_norm", type=float, help="0 clips nothing"),
     click.option("--val-split", type=float, help="share of files or conversations held out; 0 for none"),
-    click.option("--save-every", type=int, help="updates between checkpoints; 0 for once an epoch"),
+    click.option("--val-every", "--val-freq", "val_every", type=int,
+                 help="updates between validations; 0 for where a checkpoint is due, which is always validated"),
+    click.option("--val-batch-size", type=int, help="examples scored at once; 0 is --batch-size"),
+    click.option("--save-every", "--ckpt-freq", "save_every", type=int,
+                 help="updates between checkpoints; 0 for once an epoch"),
+    click.option("--log-every", "--log-freq", "log_every", type=int, help="updates between lines of metrics.jsonl"),
     click.option("--seed", type=int),
-)
+)  # fmt: skip
 
 RECIPE_FLAGS = (
     "learning_rate", "epochs", "max_steps", "batch_size", "accumulate", "freeze_backbone", "freeze_decoder",
-    "freeze_embeddings", "semantic_weight", "acoustic_weight", "decoder_fraction", "context_turns", "weight_decay",
-    "max_grad_norm", "val_split", "save_every", "seed", "style_name",
+    "freeze_embeddings", "semantic_weight", "acoustic_weight", "decoder_fraction", "context_turns", "max_audio_length_ms",
+    "max_seq_len", "optimizer", "schedule", "weight_decay", "max_grad_norm", "val_split", "val_every", "val_batch_size",
+    "save_every", "log_every", "seed", "style_name",
 )  # fmt: skip
 ADAPTER_FLAGS = (
     "method", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_layers", "lora_decoder_layers",
-    "lora_ranks", "lora_alphas", "lora_bias", "lora_dora", "lora_rslora",
+    "lora_ranks", "lora_alphas", "lora_bias", "lora_embeddings", "lora_dora", "lora_rslora",
 )  # fmt: skip

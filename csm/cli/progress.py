@@ -6,7 +6,7 @@ import sys
 import time
 from types import TracebackType
 
-from csm.cli.console import say
+from csm.cli.console import say, talks
 
 QUIET_SECONDS = 15.0
 
@@ -17,7 +17,7 @@ class Progress:
     def __init__(self, title: str):
         self.title, self._said = title, time.monotonic()
         self._bar = self._task = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and talks("info"):
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar

@@ -27,6 +27,12 @@ _OPTIONS = (
     click.option("--gradient-ckpt/--no-gradient-ckpt", default=None, help="less memory for more time, equal numbers"),
     listed("--log-to", known=(*LOGS, "none"), help=f"any of {', '.join(LOGS)}, or none; default: tensorboard"),
 )
+_BEGINNING = (
+    click.option("--recipe", "recipe_file", type=PATH, help="YAML or TOML with any of a recipe's keys"),
+    click.option("--dry-run", is_flag=True, help="print the recipe with its sources, and stop"),
+    click.option("--resume", is_flag=True, help="fail unless there is a run to go on with"),
+    click.option("--fresh", is_flag=True, help="move a run that is there aside and begin anew"),
+)
 _TERMS = (
     click.option("--terms", type=PATH, help="a file of terms, one a line: their clips are shown more often"),
     click.option("--term-factor", type=float, help="how many times an epoch shows a clip with a term  [default: 3]"),
@@ -40,6 +46,13 @@ KEYS = (
 def steers_run(command: Command) -> Command:
     """The flags of every command that trains."""
     for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def begins_run(command: Command) -> Command:
+    """The flags of how a run is begun: from a recipe, not at all, anew, or where it was."""
+    for option in reversed(_BEGINNING):
         command = option(command)
     return command
 

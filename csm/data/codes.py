@@ -26,10 +26,11 @@ if TYPE_CHECKING:  # it imports torch
 
 @dataclass(frozen=True)
 class CodedTurn:
-    """A row and its codes `(K, T)` int64, without an end-of-speech frame."""
+    """A row and its codes `(K, T)` int64, without an end-of-speech frame; `ends` is false where its sound was cut."""
 
     row: Row
     codes: np.ndarray
+    ends: bool = True
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def make_sources(
     """Tokenise the texts; one list a conversation, so that the split keeps conversations whole."""
     out, names = [], Counter[str]()
     for conversation in conversations:
-        rows = [turn(tokenizer.encode(t.row.text, t.row.speaker), t.codes, codebooks) for t in conversation]
+        rows = [turn(tokenizer.encode(t.row.text, t.row.speaker), t.codes, codebooks, t.ends) for t in conversation]
         sources = []
         for i, t in enumerate(conversation):
             names[t.row.name] += 1
@@ -146,16 +146,23 @@ class ExampleSet:
         longest: rows that fit the model; context gives way, oldest first, before the target does.
         seed: of every draw.
         context_dropout: the share of examples that an epoch shows without their context.
+        clip_context: whether clips that stand alone have other clips of their speaker as context.
 
     Raises:
         CsmError: a target alone is longer than the model takes.
     """
 
     def __init__(
-        self, sources: Sequence[Source], context_turns: int, longest: int, seed: int, context_dropout: float = 0.0
+        self,
+        sources: Sequence[Source],
+        context_turns: int,
+        longest: int,
+        seed: int,
+        context_dropout: float = 0.0,
+        clip_context: bool = True,
     ):
         self.sources, self.context_turns, self.longest, self.seed = list(sources), context_turns, longest, seed
-        self.context_dropout = context_dropout
+        self.context_dropout, self.clip_context = context_dropout, clip_context
         for source in self.sources:
             if len(source.own) > longest:
                 raise CsmError(
@@ -192,6 +199,8 @@ class ExampleSet:
             return []
         if not source.alone:
             return list(source.before[-self.context_turns :])
+        if not self.clip_context:
+            return []
         draw = rng_for(self.seed, epoch, source.id, "context")
         pool = self._pools[source.speaker]
         chosen = (self.sources[pool[i]] for i in draw.permutation(len(pool)))

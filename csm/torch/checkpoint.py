@@ -117,11 +117,16 @@ def write_checkpoint(model: Csm, trained: set[str], unchanged: Path, out: Path) 
         link(file, out / file.name)
 
 
-def write_adapter(model: Csm, plan: AdapterPlan, unchanged: Path, out: Path) -> None:
-    """Make `out` an adapter folder: PEFT's two files, and a link to the base.json that is in `unchanged`."""
+def write_adapter(model: Csm, plan: AdapterPlan, unchanged: Path, out: Path, whole: Iterable[str] = ()) -> None:
+    """Make `out` an adapter folder: PEFT's two files, and a link to the base.json that is in `unchanged`.
+
+    Args:
+        whole: parameters that were trained as they are.
+    """
     link(unchanged / BASE, out / BASE)
     tensors = {name: value.cpu() for name, value in adapter_state(model).items()}
-    write_adapter_with(Adapter(plan, tensors, origin=read_base(out)), model.config, out, save_copies)
+    saved = {name: model.get_parameter(name).detach().cpu() for name in whole}
+    write_adapter_with(Adapter(plan, tensors, saved, read_base(out)), model.config, out, save_copies)
 
 
 def refuse_biases(folder: ModelFolder, tensors: Iterable[str]) -> None:

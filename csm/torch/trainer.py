@@ -42,16 +42,17 @@ def group_of(name: str) -> str:
 
 
 def parameter_groups(model: Csm, recipe: Recipe) -> list[dict[str, Any]]:
-    """Freeze what the recipe freezes; AdamW groups for the rest: a rate each, no decay on norms and embeddings.
+    """Freeze what the recipe freezes; groups of an optimiser for the rest: a rate each, no decay on norms and embeddings.
 
-    Where the model has adapters, they alone learn.
+    Where the model has adapters, they alone learn, and what the recipe learns whole beside them.
     """
     rates = {"backbone": recipe.backbone_rate, "decoder": recipe.decoder_rate, "embeddings": recipe.embeddings_rate}
     frozen = {name: getattr(recipe, f"freeze_{name}") for name in rates}
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         group = group_of(name)
-        learns = is_adapter_name(name) if recipe.method == "lora" else not frozen[group]
+        adapts = recipe.method == "lora"
+        learns = is_adapter_name(name) or name in recipe.lora.whole if adapts else not frozen[group]
         parameter.requires_grad_(learns)
         if not learns:
             continue
@@ -64,8 +65,16 @@ def parameter_groups(model: Csm, recipe: Recipe) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
+def make_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW with decoupled decay (Loshchilov & Hutter, 2019); Adam and plain SGD with decay in the gradient."""
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.learning_rate)
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=recipe.learning_rate, betas=BETAS, eps=EPSILON, fused=True)
+
+
 class TorchTrainer:
-    """AdamW over the parameters that the recipe does not freeze, or over adapters on them.
+    """One optimiser over the parameters that the recipe does not freeze, or over adapters on them.
 
     Args:
         model: in the dtype its parameters are to be trained in (fp32 on CPU).
@@ -87,7 +96,7 @@ class TorchTrainer:
             )
         model.checkpoint_layers(recipe.gradient_ckpt)
         groups = parameter_groups(model, recipe)
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=BETAS, eps=EPSILON, fused=True)
+        self.optimizer = make_optimizer(groups, recipe)
         self.keeps_states = {group["group"] for group in groups} == {"decoder"} and recipe.context_turns == 0
         self._states: dict[bytes, Tensor] = {}
         self._states_bytes = 0
@@ -196,6 +205,12 @@ class TorchTrainer:
         save_tensors(tensors, folder / "optimizer.safetensors")
         (folder / "backend.json").write_text(json.dumps({"backend": "torch", "torch": torch.__version__}))
 
+    def _momenta_of(self, parameter: Tensor) -> dict[str, torch.Size]:
+        """What the optimiser keeps of a parameter, with its shapes."""
+        if self.recipe.optimizer == "sgd":
+            return {}
+        return {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+
     def load(self, folder: Path) -> None:
         """Take up what `save` wrote.
 
@@ -213,7 +228,7 @@ class TorchTrainer:
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 found = {key.split("/")[0]: value for key, value in tensors.items() if key.endswith(f"/{name}")}
                 shapes = {key: value.shape for key, value in found.items()}
-                if shapes != {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
+                if shapes != self._momenta_of(parameter):
                     raise _damaged(folder, f"it holds no momenta that fit {name}")
                 self.optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in found.items()}
         try:
@@ -241,7 +256,7 @@ class TorchTrainer:
     def save_model(self, unchanged: Path, out: Path) -> None:
         """Make `out` a loadable model folder; see `csm.torch.checkpoint.write_checkpoint`. With adapters, one of theirs."""
         if self.plan:
-            write_adapter(self.model, self.plan, unchanged, out)
+            write_adapter(self.model, self.plan, unchanged, out, self.recipe.lora.whole)
         else:
             write_checkpoint(self.model, self.trained_names, unchanged, out)
 

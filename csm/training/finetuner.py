@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from csm.adapters.plan import plan_adapters
 from csm.backend import Backend, choose_backend
 from csm.data.batches import EpochBatches, validation_batches
 from csm.data.codes import CodeCache, Tokenised, data_fingerprint, default_cache_folder, tokenise
-from csm.data.examples import ExampleSet, make_sources, split
-from csm.data.faults import Fault, render, require_usable
+from csm.data.examples import ExampleSet, Source, make_sources, split
+from csm.data.faults import Fault, render
 from csm.data.row import Row
 from csm.data.speakers import learned_speakers
 from csm.data.terms import TermClips, describe_terms, term_shares
@@ -31,10 +32,12 @@ from csm.recipe import CHANGEABLE, Recipe, Resolved, nearest, resolve
 from csm.segment import Conversation, Segment
 from csm.tokenizer import TextTokenizer
 from csm.training.dataset import tokenise_segments
+from csm.training.lengths import describe_limits, fit_turns, longest_rows
 from csm.training.lineage import parent_run
 from csm.training.loop import Parts, train
 from csm.training.run_folder import TRAINER, Position, RunFolder, now
 from csm.training.watchers import Report, Watchers
+from csm.weights import parameter_shapes
 
 UNCHANGED = "unchanged"
 RUN_SCHEMA = 1
@@ -106,7 +109,10 @@ class CSMFineTuner:
         recipe, config = self.resolved.recipe, self.base.config
         if recipe.method == "full":
             return None
-        return plan_adapters(config, recipe.lora, recipe.frozen).describe(config)
+        plan = plan_adapters(config, recipe.lora, recipe.frozen).describe(config)
+        shapes = parameter_shapes(config)
+        whole = sum(prod(shapes[name]) for name in recipe.lora.whole)
+        return f"{plan}; and {whole:,} of the embeddings, as they are" if whole else plan
 
     def prepare_optimizer(
         self,
@@ -130,7 +136,7 @@ class CSMFineTuner:
         """Codes of rows that were read from files, through the cache. Raises as `csm.data.codes.tokenise`."""
         cache = CodeCache(self.cache_folder, self.backend.codec(self.base))
         found = tokenise(conversations, cache, progress, faults=faults, strict=strict)
-        return without_long_turns(found, self.base, strict)
+        return fit_turns(found, self.base, self.resolved.recipe, strict)
 
     def unread_characters(self, data: Tokenised) -> str:
         """Characters of the transcripts that the model's tokenizer does not know, each once."""
@@ -143,6 +149,7 @@ class CSMFineTuner:
         batch_size: int | None = None,
         epochs: int | None = None,
         *,
+        validation_dataset: Sequence[Segment | Conversation] | Tokenised | None = None,
         resume: bool = False,
         fresh: bool = False,
         report: Report | None = None,
@@ -154,6 +161,7 @@ class CSMFineTuner:
             train_dataset: Segments, Conversations, or what `tokenise` made of files.
             batch_size: examples in a micro-batch; None keeps the recipe's.
             epochs: None keeps the recipe's, or what follows from the minutes of the data where only the preset speaks.
+            validation_dataset: what to validate on, in place of a share of `train_dataset`: the recipe's val_split is 0.
             resume: insist on going on with a run that is there.
             fresh: move what is there aside and begin anew.
             report: told (step, steps, values) after every update.
@@ -164,14 +172,15 @@ class CSMFineTuner:
             Interrupted: SIGINT or SIGTERM came; the state was saved.
         """
         self.layers.append(("arguments", dict(batch_size=batch_size, epochs=epochs)))
-        data = train_dataset if isinstance(train_dataset, Tokenised) else self._from_segments(train_dataset)
+        data = self._tokenised(train_dataset)
+        held = None if validation_dataset is None else self._tokenised(validation_dataset)
         watch = watch or (Watchers(report) if report else Watchers())
         self._follow(data, watch)
-        training, validation = self._split(data)
+        training, validation = self._split(data, held, watch)
         if self.resolved.recipe.terms:
             watch.notice(describe_terms(training.sources, validation.sources, self.resolved.recipe))
-        identity = self._identity(data)
-        self._refuse_own_inputs(data)
+        identity = self._identity(data, held)
+        self._refuse_own_inputs(data, held)
         aside = self.run.set_aside() if fresh and self.run.path.exists() else None
         is_new = not self.run.exists
         if is_new and resume:
@@ -192,18 +201,23 @@ class CSMFineTuner:
     def _from_segments(self, data: Sequence[Segment | Conversation]) -> Tokenised:
         codec = self.backend.codec(self.base)
         found = tokenise_segments(data, codec, CodeCache(self.cache_folder, codec), self.base.config)
-        found = without_long_turns(found, self.base)
+        found = fit_turns(found, self.base, self.resolved.recipe)
         if found.faults:
             warnings.warn(f"skipped:\n{render(found.faults)}", stacklevel=3)
         return found
 
-    def _refuse_own_inputs(self, data: Tokenised) -> None:
+    def _tokenised(self, data: Sequence[Segment | Conversation] | Tokenised) -> Tokenised:
+        if isinstance(data, Tokenised):
+            return fit_turns(data, self.base, self.resolved.recipe)
+        return self._from_segments(data)
+
+    def _refuse_own_inputs(self, *data: Tokenised | None) -> None:
         """A run folder must not hold its own base or recordings: --fresh would move them away."""
         out = self.run.path.resolve()
         bases, below = [self.base.path], self.base.base
         while below is not None:
             bases, below = [*bases, below.path], below.base
-        inputs = [*bases, *(turn.row.audio for conversation in data.conversations for turn in conversation)]
+        inputs = [*bases, *(turn.row.audio for one in data if one for c in one.conversations for turn in c)]
         for path in inputs:
             if path.resolve().is_relative_to(out):
                 raise CsmError(
@@ -215,6 +229,8 @@ class CSMFineTuner:
         recipe, span = self.resolved.recipe, EPOCHS.get(self.preset)
         if recipe.select_by == "speaker_similarity" and watch.listen is None:
             raise CsmError("select_by speaker_similarity needs someone who listens.", "Pass `watch` with `listen`.")
+        for sentence in describe_limits(data, self.base, recipe):
+            watch.notice(sentence)
         self._by_data = []
         if span and recipe.max_steps == 0:
             minutes = self._minutes(data)
@@ -234,24 +250,50 @@ class CSMFineTuner:
         frames = sum(turn.codes.shape[1] for turn in turns if turn.row.speaker in learned)
         return frames / data.frame_rate / 60
 
-    def _split(self, data: Tokenised) -> tuple[ExampleSet, ExampleSet]:
-        recipe, config = self.resolved.recipe, self.base.config
-        sources = make_sources(data.conversations, TextTokenizer(self.base.beside), config.num_codebooks)
-        learned = self._learned(data)
-        sources = [c for c in sources if any(source.speaker in learned for source in c)]
+    def _sources(self, data: Tokenised, learned: set[int]) -> list[list[Source]]:
+        """The conversations that have a turn of someone who is learned."""
+        codebooks = self.base.config.num_codebooks
+        sources = make_sources(data.conversations, TextTokenizer(self.base.beside), codebooks)
+        return [c for c in sources if any(source.speaker in learned for source in c)]
+
+    def _split(
+        self, data: Tokenised, held: Tokenised | None = None, watch: Watchers | None = None
+    ) -> tuple[ExampleSet, ExampleSet]:
+        recipe, learned = self.resolved.recipe, self._learned(data)
         of_note = TermClips.finder(recipe.terms) if recipe.terms else None
-        parts = split(sources, recipe.val_split, recipe.seed, of_note)
+        parts = split(self._sources(data, learned), recipe.val_split, recipe.seed, of_note)
+        if held is not None:
+            parts = parts[0], self._held(parts[0], held, learned, watch or Watchers())
         training, validation = ([source for source in part if source.speaker in learned] for part in parts)
+        if not validation and recipe.early_stop and recipe.select_by == "validation_loss":
+            raise CsmError(
+                "early_stop has nothing to go by: nothing is held out.", "Hold out a tenth: --val-split 0.1."
+            )
         if recipe.terms and not TermClips.of(training, recipe.terms).holds.any():
             raise CsmError(
                 f"no clip to learn from holds any of the {len(recipe.terms)} terms.",
                 "Terms are found as whole words in the transcripts; inflections are terms of their own.",
             )
-        longest = config.backbone.max_position_embeddings
+        turns, longest, lone = recipe.context_turns, longest_rows(self.base, recipe), recipe.clip_context
         return (
-            ExampleSet(training, recipe.context_turns, longest, recipe.seed, recipe.context_dropout),
-            ExampleSet(validation, recipe.context_turns, longest, recipe.seed),
+            ExampleSet(training, turns, longest, recipe.seed, recipe.context_dropout, lone),
+            ExampleSet(validation, turns, longest, recipe.seed, clip_context=lone),
         )
+
+    def _held(self, training: Sequence[Source], held: Tokenised, learned: set[int], watch: Watchers) -> list[Source]:
+        """The turns of data that was given to validate on."""
+        if share := self.resolved.recipe.val_split:
+            raise CsmError(
+                f"val_split is {share:g}, and data to validate on is given as well.",
+                "Give --val-split 0, or leave it out.",
+            )
+        found = [source for conversation in self._sources(held, learned) for source in conversation]
+        if not any(source.speaker in learned for source in found):
+            raise CsmError("the data to validate on have no turn of a speaker that is learned.")
+        heard = {source.sound for source in training}
+        if both := sum(source.sound in heard for source in found):
+            watch.notice(f"{both} of {len(found)} turns to validate on are learned from too: their loss says little")
+        return found
 
     def _parts(self, training: ExampleSet, validation: ExampleSet, checkpoint: Path | None) -> Parts:
         recipe = self.resolved.recipe
@@ -267,16 +309,17 @@ class CSMFineTuner:
         batches = EpochBatches(
             training, recipe.batch_size, recipe.accumulate, recipe.decoder_fraction, recipe.seed, often
         )
-        held_out = validation_batches(validation, recipe.batch_size)
+        held_out = validation_batches(validation, recipe.val_batch_size or recipe.batch_size)
         return Parts(trainer, batches, held_out, self.run, unchanged, recipe, term_clips=held_terms)
 
-    def _identity(self, data: Tokenised) -> dict[str, Any]:
+    def _identity(self, data: Tokenised, held: Tokenised | None) -> dict[str, Any]:
         """What makes a run this run: written as recipe.json, and held against it on resume."""
         return {
             "schema_version": RUN_SCHEMA,
             "preset": self.preset,
             "base": self.base.hash,
             "data": data_fingerprint(data.conversations),
+            **({} if held is None else {"validation": data_fingerprint(held.conversations)}),
             "recipe": self.resolved.recipe.to_dict(),
         }
 
@@ -322,34 +365,13 @@ class CSMFineTuner:
         }
 
 
-def without_long_turns(data: Tokenised, base: ModelFolder, strict: bool = False) -> Tokenised:
-    """The data without turns that are longer than the model takes; they become faults.
-
-    Raises:
-        CsmError: nothing is left, or `strict` and there is one.
-    """
-    tokenizer, longest = TextTokenizer(base.beside), base.config.backbone.max_position_embeddings
-    faults, kept = list(data.faults), []
-    for conversation in data.conversations:
-        turns = []
-        for turn in conversation:
-            rows = len(tokenizer.encode(turn.row.text, turn.row.speaker)) + turn.codes.shape[1] + 1
-            if rows <= longest:
-                turns.append(turn)
-            else:
-                faults.append(
-                    Fault(turn.row.audio, f"needs {rows} rows and the model takes {longest}; cut it into clips")
-                )
-        if turns:
-            kept.append(turns)
-    require_usable(len(kept), faults, strict)
-    return Tokenised(kept, faults, data.frame_rate)
-
-
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What makes two runs differ, one phrase each."""
-    phrases = {"base": "the base model differs", "data": "the data differ", "schema_version": "its format differs"}
-    found = [phrase for key, phrase in phrases.items() if old.get(key) != new[key]]
+    phrases = {
+        "base": "the base model differs", "data": "the data differ", "validation": "the data to validate on differ",
+        "schema_version": "its format differs",
+    }  # fmt: skip
+    found = [phrase for key, phrase in phrases.items() if old.get(key) != new.get(key)]
     if old.get("preset") != new["preset"]:
         found.append(f"its preset is {old.get('preset')}, now {new['preset']}")
     before, after = {**Recipe().to_dict(), **old.get("recipe", {})}, new["recipe"]  # older runs lack newer keys

@@ -22,7 +22,7 @@ from csm.training.memory import memory_explained
 from csm.training.metrics import MetricsFile
 from csm.training.overfit import learning_by_heart
 from csm.training.run_folder import Position, RunFolder
-from csm.training.schedule import cosine_with_warmup
+from csm.training.schedule import rate_factor
 from csm.training.watchers import Watchers
 
 Result = TypeVar("Result")
@@ -51,6 +51,10 @@ class Parts:
     def save_every(self) -> int:
         """Updates between checkpoints; once an epoch where the recipe says 0."""
         return self.recipe.save_every or self.batches.updates
+
+    def validates(self, step: int) -> bool:
+        """Whether `val_every` wants a validation after update `step`, where a checkpoint may not be due."""
+        return self.recipe.val_every > 0 and step % self.recipe.val_every == 0
 
 
 def train(parts: Parts, start: Position) -> Position:
@@ -84,19 +88,21 @@ def train(parts: Parts, start: Position) -> Position:
             # every step: one update
             values = _sound(parts, done, update, done)
 
-            # every save_every steps and at the end: validate, save
+            # every save_every steps and at the end: validate, save; every val_every: validate
             due = done % parts.save_every == 0 or done == parts.steps
-            if due:
+            measured = due or parts.validates(done)
+            if measured:
                 values |= _sound(parts, done, validate)
-            values |= listen(parts, done, due)
+            values |= (heard := listen(parts, done, due))
             if due:
                 position = _after(position, done, distance(values, parts.recipe.select_by))
-            metrics.write({"step": done, **values})
-            events.write(done, values)
+            if measured or heard or done % parts.recipe.log_every == 0:
+                metrics.write({"step": done, **values})
+                events.write(done, values)
             if due:
                 _sound(parts, done, save, position, values)
-                if warning := learning_by_heart(metrics.read()):
-                    parts.watch.notice(warning)
+            if measured and (warning := learning_by_heart(metrics.read())):
+                parts.watch.notice(warning)
             parts.watch.report(done, parts.steps, values)
 
             # a signal: save, leave
@@ -121,7 +127,7 @@ def measure(parts: Parts, step: int, due: bool) -> dict[str, float]:
 def update(parts: Parts, number: int) -> dict[str, float]:
     """Update `number`, from 1: its losses, rates, speed and memory."""
     epoch, within = divmod(number - 1, parts.batches.updates)
-    factor = cosine_with_warmup(number - 1, parts.steps, parts.recipe.warmup_share)
+    factor = rate_factor(number - 1, parts.steps, parts.recipe)
     began = time.perf_counter()
     micro_batches = parts.batches.update(epoch, within)
     values = parts.trainer.step(micro_batches, factor * parts.recipe.learning_rate)
@@ -143,9 +149,10 @@ def save(parts: Parts, position: Position, values: Mapping[str, float]) -> None:
         parts.trainer.save_model(parts.unchanged, out)
         write_card(out, parts.run.recipe(), parts.run.lineage(), position.step, values)
 
-    parts.run.save(position, fill, parts.trainer.save)
+    folder = parts.run.save(position, fill, parts.trainer.save)
     if parts.recipe.keep:
         parts.run.prune(parts.recipe.keep)
+    parts.watch.saved(position.step, folder)
 
 
 def _after(position: Position, step: int, loss: float | None) -> Position:

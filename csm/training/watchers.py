@@ -8,6 +8,7 @@ from pathlib import Path
 
 Report = Callable[[int, int, dict[str, float]], None]
 Begun = Callable[[int, Path | None], None]
+Saved = Callable[[int, Path], None]
 Listen = Callable[[Path, int], dict[str, float]]
 
 
@@ -25,9 +26,11 @@ class Watchers:
         listen: (model folder, step) where samples are due: speaks the fixed prompts with it and gives figures, among
             them `speaker_similarity`. None where a run neither speaks nor chooses by its sound.
         begun: (step, old run) before the first update: where it goes on from, and where --fresh moved an older run.
+        saved: (step, folder) after every checkpoint.
     """
 
     report: Report = _nothing
     notice: Callable[[str], None] = _nothing
     listen: Listen | None = None
     begun: Begun = _nothing
+    saved: Saved = _nothing

@@ -27,7 +27,14 @@ from csm.presets import PRESETS  # noqa: E402
 from csm.training.finetuner import CSMFineTuner  # noqa: E402
 
 STEPS = 4
-SETTINGS: dict[str, Any] = {"max_steps": STEPS, "learning_rate": 1e-4, "batch_size": 2, "save_every": 2, "log_to": ()}
+SETTINGS: dict[str, Any] = {
+    "max_steps": STEPS,
+    "learning_rate": 1e-4,
+    "batch_size": 2,
+    "save_every": 2,
+    "log_to": (),
+    "log_every": 1,
+}
 KEYS = ("loss", "semantic_loss", "acoustic_loss", "validation_loss")
 
 
