@@ -187,12 +187,14 @@ def summary(tokenised: Tokenised) -> str:
 
 
 def data_fingerprint(conversations: Sequence[Sequence[CodedTurn]]) -> str:
-    """A hash of names, texts, speakers and codes, in their order and grouping, wherever the files lie."""
+    """A hash of names, texts, speakers, codes and weights, in their order and grouping, wherever the files lie."""
     digest = hashlib.sha256()
     for conversation in conversations:
         digest.update(f"{len(conversation)}\n".encode())
         for turn in conversation:
             head = [turn.row.name, turn.row.text, turn.row.speaker, list(turn.codes.shape)]
+            if turn.row.weight != 1:
+                head.append(turn.row.weight)
             digest.update(json.dumps(head).encode() + b"\n")
             digest.update(np.ascontiguousarray(turn.codes, dtype="<i8").tobytes())
     return digest.hexdigest()

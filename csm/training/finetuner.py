@@ -22,7 +22,7 @@ from csm.data.codes import CodeCache, Tokenised, data_fingerprint, default_cache
 from csm.data.examples import ExampleSet, make_sources, split
 from csm.data.faults import Fault, render, require_usable
 from csm.data.row import Row
-from csm.data.speakers import learned_speakers
+from csm.data.speakers import carries_loss, learned_speakers
 from csm.data.terms import TermClips, describe_terms, term_shares
 from csm.errors import CsmError
 from csm.model_folder import ModelFolder, open_folder, pointed_to
@@ -229,25 +229,29 @@ class CSMFineTuner:
     def _minutes(self, data: Tokenised) -> float:
         """Minutes of the turns that carry loss."""
         learned, turns = self._learned(data), (turn for c in data.conversations for turn in c)
-        frames = sum(turn.codes.shape[1] for turn in turns if turn.row.speaker in learned)
+        frames = sum(turn.codes.shape[1] for turn in turns if carries_loss(turn.row, learned))
         return frames / data.frame_rate / 60
 
     def _split(self, data: Tokenised) -> tuple[ExampleSet, ExampleSet]:
         recipe, config = self.resolved.recipe, self.base.config
         sources = make_sources(data.conversations, TextTokenizer(self.base.beside), config.num_codebooks)
         learned = self._learned(data)
-        sources = [c for c in sources if any(source.speaker in learned for source in c)]
+        aside = [c[0] for c in sources if len(c) == 1 and c[0].speaker in learned and c[0].weight == 0]
+        sources = [c for c in sources if any(carries_loss(source, learned) for source in c)]
+        if not sources:
+            raise CsmError("every turn to learn has the weight 0: nothing would be learned.", "Give some a weight of 1.")
         of_note = TermClips.finder(recipe.terms) if recipe.terms else None
         parts = split(sources, recipe.val_split, recipe.seed, of_note)
-        training, validation = ([source for source in part if source.speaker in learned] for part in parts)
+        training, validation = ([source for source in part if carries_loss(source, learned)] for part in parts)
         if recipe.terms and not TermClips.of(training, recipe.terms).holds.any():
             raise CsmError(
                 f"no clip to learn from holds any of the {len(recipe.terms)} terms.",
                 "Terms are found as whole words in the transcripts; inflections are terms of their own.",
             )
-        longest = config.backbone.max_position_embeddings
+        longest, held_out = config.backbone.max_position_embeddings, {source.sound for source in validation}
+        aside = [source for source in aside if source.sound not in held_out]
         return (
-            ExampleSet(training, recipe.context_turns, longest, recipe.seed, recipe.context_dropout),
+            ExampleSet(training, recipe.context_turns, longest, recipe.seed, recipe.context_dropout, aside),
             ExampleSet(validation, recipe.context_turns, longest, recipe.seed),
         )
 
