@@ -21,6 +21,7 @@ from csm.recipe import Recipe
 
 if TYPE_CHECKING:
     from csm.codec import Codec
+    from csm.torch.trainer import TorchTrainer
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,19 @@ class Backend:
     def trainer(self, folder: ModelFolder, recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
         """A trainer over the folder's model; parameters in fp32, activations in this backend's dtype.
 
-        Where `checkpoint` is given, the weights, or the adapter, are those that a run of this recipe saved there.
+        Where `checkpoint` is given, the weights, or the adapter, are those that a run of this recipe saved there. Where
+        torchrun started several processes that stand together, all of them train.
         """
+        from csm.torch.processes import team
+
+        if processes := team():
+            from csm.torch.shared_trainer import SharedTrainer
+
+            return SharedTrainer(processes, self, folder, recipe, checkpoint)
+        return self.own_trainer(folder, recipe, checkpoint)
+
+    def own_trainer(self, folder: ModelFolder, recipe: Recipe, checkpoint: Path | None = None) -> TorchTrainer:
+        """As `trainer`, in this process alone."""
         import torch
 
         from csm.torch.checkpoint import load_model

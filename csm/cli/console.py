@@ -32,6 +32,11 @@ def warn(text: str) -> None:
     click.secho(f"warning: {text}", err=True, fg="yellow")
 
 
+def tell(error: CsmError) -> None:
+    """Say on stderr what went wrong, and what to do about it."""
+    _fail(error.message, error.hint)
+
+
 class Group(click.Group):
     """A click group whose commands end in one sentence and the right exit code, whatever they raise."""
 
@@ -39,7 +44,7 @@ class Group(click.Group):
         try:
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
         except CsmError as error:
-            _fail(error.message, error.hint)
+            tell(error)
             code = error.exit_code
         except click.ClickException as error:
             error.show()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from csm.cli.console import Group, answer, say, warn
+from csm.cli.console import answer, say, warn
 from csm.cli.options import (
     ADAPTER_FLAGS,
     PATH,
@@ -21,6 +21,7 @@ from csm.cli.options import (
 from csm.cli.plot import plot
 from csm.cli.run_options import names_terms, run_layer, steers_run
 from csm.cli.stages import run, stages
+from csm.cli.together import TogetherGroup
 
 REPORTED = {
     "validation_terms_loss": "clips with terms",
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from csm.cli.progress import Progress
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=TogetherGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="csm-finetune", prog_name="csm-finetune")
 def main() -> None:
     """Fine-tune a CSM model: for a voice, a style, a domain or conversation.

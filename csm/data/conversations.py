@@ -1,7 +1,8 @@
 """Conversations in JSON, the layout of csm-mlx: a list of conversations, each a list of turns.
 
 A turn is `{"text": ..., "audio_path": ..., "speaker": N}`, or `speaker_id` for `speaker`; it may have the `weight` of its
-loss, 1 where it has none. What is wrong with the file's form stops the work; a turn whose text is empty or whose sound is missing is a fault, and the turn is left out.
+loss, 1 where it has none. What is wrong with the file's form stops the work; a turn whose text is empty or whose sound is
+missing is a fault, and the turn is left out.
 """
 
 from __future__ import annotations

@@ -239,7 +239,9 @@ class CSMFineTuner:
         aside = [c[0] for c in sources if len(c) == 1 and c[0].speaker in learned and c[0].weight == 0]
         sources = [c for c in sources if any(carries_loss(source, learned) for source in c)]
         if not sources:
-            raise CsmError("every turn to learn has the weight 0: nothing would be learned.", "Give some a weight of 1.")
+            raise CsmError(
+                "every turn to learn has the weight 0: nothing would be learned.", "Give some a weight of 1."
+            )
         of_note = TermClips.finder(recipe.terms) if recipe.terms else None
         parts = split(sources, recipe.val_split, recipe.seed, of_note)
         training, validation = ([source for source in part if carries_loss(source, learned)] for part in parts)
