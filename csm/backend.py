@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from csm.data.batches import Batch
+from csm.errors import CsmError
 from csm.frames import Frames
 from csm.model_folder import ModelFolder, open_folder
 from csm.recipe import Recipe
@@ -41,6 +42,10 @@ class FrameGenerator(Protocol):
     def frames(self, prompt: Frames, sampling: Sampling, limit: int) -> Iterator[np.ndarray]:
         """Yield frames of codes `(K,)` until the end frame, which is not given out, or `limit` of them."""
         ...
+
+
+class ProcessLost(CsmError):
+    """Another process of the run has ended, or hears nothing; the trainer stands where it stood after the last update."""
 
 
 class Trainer(Protocol):

@@ -30,7 +30,7 @@ REPORTED = {
 }
 
 if TYPE_CHECKING:
-    from csm.cli.progress import Progress
+    from csm.cli.live import TrainingView
 
 
 @click.group(cls=TogetherGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -140,6 +140,7 @@ def _listener(tuner: Any, rows: Any, reference: Path | None) -> Any:
 
 
 def _train(tuner: Any, rows: Any, faults: Any, flags: dict[str, Any]) -> Path:
+    from csm.cli.live import TrainingView
     from csm.cli.progress import Progress
     from csm.data.codes import summary
     from csm.data.faults import render
@@ -154,9 +155,9 @@ def _train(tuner: Any, rows: Any, faults: Any, flags: dict[str, Any]) -> Path:
     if unread := tuner.unread_characters(data):
         warn(f"this model cannot read {' '.join(unread)!r} in the transcripts; write numbers as words.")
 
-    with Progress("training") as bar:
-        talk = _Talk(bar, tuner.run.path / "metrics.jsonl")
-        watch = Watchers(talk.updated, bar.say, listen, talk.begun)
+    with TrainingView() as view:
+        talk = _Talk(view, tuner.run.path / "metrics.jsonl")
+        watch = Watchers(talk.updated, view.say, listen, talk.begun)
         outcome = tuner.train(data, resume=flags["resume"], fresh=flags["fresh"], watch=watch)
     if outcome.from_step == outcome.step:
         say(f"this run is done already: {outcome.step} steps; --fresh begins anew")
@@ -166,7 +167,7 @@ def _train(tuner: Any, rows: Any, faults: Any, flags: dict[str, Any]) -> Path:
 class _Talk:
     """Tells of a training as it goes: where it begins, how good the base is, every update, every validation."""
 
-    def __init__(self, bar: Progress, metrics: Path):
+    def __init__(self, bar: TrainingView, metrics: Path):
         self.bar, self.metrics, self.knows_base = bar, metrics, False
 
     def begun(self, step: int, moved_aside: Path | None) -> None:
@@ -178,6 +179,7 @@ class _Talk:
     def updated(self, step: int, steps: int, values: dict[str, float]) -> None:
         if not self.knows_base:
             self._tell_base()
+        self.bar.take(step, values)
         self.bar.update(step, steps, f"loss {values['loss']:.4g}")
         if "validation_loss" in values:
             parts = [f"loss {values['loss']:.4g}", f"validation {values['validation_loss']:.4g}"]
@@ -190,6 +192,7 @@ class _Talk:
         self.knows_base = True
         for record in MetricsFile(self.metrics).read()[:1]:
             if record["step"] == 0 and "validation_loss" in record:
+                self.bar.take(0, record)
                 self.bar.say(f"the base: validation {record['validation_loss']:.4g}")
 
 

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from csm.backend import ProcessLost
 from csm.errors import CsmError
 from csm.processes import Place, own_place
 
@@ -146,14 +147,10 @@ class Team:
             yield
         except RuntimeError as error:
             who = "the first of the" if self.own.rank else "one of the"
-            raise Gone(
+            raise ProcessLost(
                 f"{who} {self.own.size} processes has ended, so the run cannot go on.",
                 "What was saved is whole: the same command goes on from the last checkpoint, with any number of processes.",
             ) from error
-
-
-class Gone(CsmError):
-    """Another process has ended, or hears nothing."""
 
 
 class Told(Exception):

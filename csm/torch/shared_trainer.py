@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from csm.backend import Backend
+from csm.backend import Backend, ProcessLost
 from csm.data.batches import Batch
 from csm.data.shares import Numbered, shared_out
 from csm.errors import CsmError
@@ -47,10 +47,15 @@ class SharedTrainer:
         where processes would be idle.
         """
         tokens = sum(b.semantic_tokens for b in batches), sum(b.acoustic_tokens for b in batches)
+        before = torch.get_rng_state()
         numbered = list(zip(self.local.draws(len(batches)), batches, strict=True))
         shares = shared_out(numbered, self.team.own.size, self.whole)
-        self.team.order([("step", share, tokens, learning_rate) for share in shares])
-        return _step(self.team, self.local, shares[0], tokens, learning_rate)
+        try:
+            self.team.order([("step", share, tokens, learning_rate) for share in shares])
+            return _step(self.team, self.local, shares[0], tokens, learning_rate)
+        except ProcessLost:
+            torch.set_rng_state(before)  # as if the update had not been begun
+            raise
 
     def scores(self, batches: Sequence[Batch]) -> list[Scores]:
         """As `TorchTrainer.scores`, to the bit: each batch is scored whole, by one process or another."""
