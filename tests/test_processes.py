@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -22,36 +21,30 @@ from csm.data.shares import shared_out
 from csm.processes import Place, own_place
 
 ROOT = Path(__file__).parents[1]
-WORDS = ("--max-steps", 4, "--accumulate", 3, "--batch-size", 2, "--save-every", 2, "--learning-rate", 1e-3)
+WORDS = ("--max-steps", 4, "--accumulate", 3, "--batch-size", 2, "--save-every", 2, "--learning-rate", 1e-4)
 MEASURED = ("frames_per_second", "peak_memory_mb")
 
 
-def started(count: int, model: Path, clips: Path, out: Path, *words: object) -> subprocess.Popen[str]:
-    """A run of `count` processes, one thread each; without torchrun where it is 0."""
+def started(count: int, *words: object) -> subprocess.Popen[str]:
+    """A command in `count` processes, one thread each; without torchrun where it is 0."""
     torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={count}"] if count else []
-    data = ["--audio-dir", clips / "audio", "--transcript-dir", clips / "transcripts", "--speaker-id", 5]
-    rest = [
-        "--model-path",
-        model,
-        "--output-dir",
-        out,
-        "--cache-dir",
-        clips / "cache",
-        "--threads",
-        1,
-        "--device",
-        "cpu",
-    ]
-    command = [sys.executable, *torchrun, "-m", "csm.cli.finetune", *words, *data, *rest, "--log-to", "none"]
+    command = [sys.executable, *torchrun, "-m", "csm.cli.finetune", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
-def ran(*arguments: Any, code: int = 0) -> tuple[str, str]:
-    """What a run that ended said on stdout and stderr."""
-    process = started(*arguments)
+def training(model: Path, clips: Path, out: Path, *words: object) -> tuple[object, ...]:
+    """The words of a command that trains; the first of `words` is its name."""
+    data = ("--audio-dir", clips / "audio", "--transcript-dir", clips / "transcripts", "--speaker-id", 5)
+    place = ("--cache-dir", clips / "cache", "--threads", 1, "--device", "cpu", "--log-to", "none")
+    return (*words, "--model-path", model, "--output-dir", out, *data, *place)
+
+
+def ran(count: int, *words: object, code: int = 0) -> tuple[str, str]:
+    """What a command that ended said on stdout and stderr."""
+    process = started(count, *words)
     out, talk = process.communicate(timeout=120)
     assert process.returncode == code, talk
     return out, talk
@@ -62,7 +55,7 @@ def metrics(run: Path) -> list[dict[str, float]]:
 
 
 def assert_same_run(one: Path, two: Path) -> None:
-    """Losses, norms, weights and momenta of two runs, to 1e-6 of what they are, give or take an ulp of a weight."""
+    """Losses, norms, weights and momenta of two runs, to 1e-6; Adam divides gradients by their size, so that noise in tiny ones shows."""
     for a, b in zip(metrics(one), metrics(two), strict=True):
         assert a.keys() == b.keys()
         for key in a.keys() - set(MEASURED):
@@ -76,7 +69,7 @@ def assert_same_run(one: Path, two: Path) -> None:
         assert first.keys() == second.keys()
         for name, value in first.items():
             if name != "random_state":
-                np.testing.assert_allclose(value, second[name], rtol=1e-5, atol=1e-6, err_msg=name)
+                np.testing.assert_allclose(value, second[name], rtol=1e-6, atol=1e-6, err_msg=name)
 
 
 def process_of(rank: int, out: Path) -> int:
@@ -136,20 +129,32 @@ STYLE = ("style-tune", "--style-name", "x", "--decoder-fraction", 0.5)
 LORA = (*STYLE, "--method", "lora", "--lora-dropout", 0.3, "--max-grad-norm", 0.1)
 
 
+STAGES = [
+    {"preset": "style-tune", "recipe": {"style_name": "x", "decoder_fraction": 0.5}},
+    {"preset": "voice-adapt", "recipe": {"batch_size": 3, "semantic_weight": 1}},
+    {"preset": "conversation", "recipe": {"method": "lora", "lora_dropout": 0.3, "max_grad_norm": 0.1, "context_turns": 1}},
+]  # fmt: skip
+"""Everything learns; kept states of the backbone; adapters with dropout, much clipped."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", [STYLE, LORA, ("voice-adapt", "--batch-size", 3)], ids=["full", "lora", "voice"])
-def test_two_processes_learn_what_one_learns(
-    toy_folder: Path, clip_folder: Path, tmp_path: Path, preset: tuple[Any, ...]
-) -> None:
-    """Three micro-batches an update, clipped: full, adapters with dropout, and kept states of the backbone."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    words = (*WORDS, *preset[1:])
-    ran(0, toy_folder, clip_folder, one, preset[0], *words)
-    answer, talk = ran(2, toy_folder, clip_folder, two, preset[0], *words)
-    assert_same_run(one, two)
-    assert answer == f"{two}/checkpoints/{(two / 'best').read_text()}", "the first process alone prints"
-    assert len(re.findall("best checkpoint:", talk)) == 1
-    assert "2 processes" in talk
+def test_two_processes_learn_what_one_learns(toy_folder: Path, clip_folder: Path, tmp_path: Path) -> None:
+    """Three stages, three micro-batches an update: losses, norms, weights and momenta."""
+    shared = {"max_steps": 4, "accumulate": 3, "batch_size": 2, "save_every": 2, "learning_rate": 2e-5, "log_to": []}
+    talks = {}
+    for count in (0, 2):
+        (root := tmp_path / str(count)).mkdir()
+        data = {"data_path": str(clip_folder), "speaker_id": 5}
+        stages = [{**stage, **data, "recipe": {**shared, **stage["recipe"]}} for stage in STAGES]  # type: ignore[dict-item]
+        (root / "stages.yaml").write_text(json.dumps({"base": str(toy_folder), "output_dir": "out", "stages": stages}))
+        words = ("run", root / "stages.yaml", "--cache-dir", clip_folder / "cache", "--threads", 1, "--device", "cpu")
+        talks[count] = ran(count, *words)
+    for stage in STAGES:
+        assert_same_run(*(tmp_path / count / "out" / str(stage["preset"]) for count in ("0", "2")))
+    answer, talk = talks[2]
+    assert answer == f"{tmp_path}/2/out/conversation/checkpoints/{(tmp_path / '2/out/conversation/best').read_text()}"
+    assert talk.count("best checkpoint of the last stage:") == 1, "the first process alone prints"
+    assert talk.count("1 thread (asked for), 2 processes") == 3
 
 
 @pytest.mark.slow
@@ -157,15 +162,15 @@ def test_a_run_goes_on_with_another_number_of_processes(toy_folder: Path, clip_f
     """torchrun is told to stop: saved once; then one process goes on, and it is as if it had been one all along."""
     straight, run = tmp_path / "straight", tmp_path / "run"
     words = (*LORA, *WORDS, "--max-steps", 12, "--save-every", 6)
-    ran(0, toy_folder, clip_folder, straight, *words)
-    process = started(2, toy_folder, clip_folder, run, *words)
+    ran(0, *training(toy_folder, clip_folder, straight, *words))
+    process = started(2, *training(toy_folder, clip_folder, run, *words))
     wait_for(lambda: (run / "metrics.jsonl").is_file() and len(metrics(run)) > 2)
     process.send_signal(signal.SIGTERM)
     talk = process.communicate(timeout=60)[1]
     assert process.returncode != 0
     assert talk.count("stopped by signal after step") == 1
     assert len(list((run / "checkpoints").iterdir())) == 1
-    ran(0, toy_folder, clip_folder, run, *words, "--resume")
+    ran(0, *training(toy_folder, clip_folder, run, *words, "--resume"))
     assert_same_run(straight, run)
 
 
@@ -175,7 +180,7 @@ def test_a_killed_process_ends_the_run_with_a_sentence(
     toy_folder: Path, clip_folder: Path, tmp_path: Path, rank: int
 ) -> None:
     run, words = tmp_path / "run", (*STYLE, *WORDS, "--max-steps", 4000, "--save-every", 5)
-    process = started(2, toy_folder, clip_folder, run, *words)
+    process = started(2, *training(toy_folder, clip_folder, run, *words))
     wait_for(lambda: (run / "last").is_file())
     os.kill(process_of(rank, run), signal.SIGKILL)
     began = time.monotonic()
@@ -196,7 +201,50 @@ def test_a_killed_process_ends_the_run_with_a_sentence(
 
 @pytest.mark.slow
 def test_users_mistakes_are_told_once_and_end_all(toy_folder: Path, clip_folder: Path, tmp_path: Path) -> None:
-    _, talk = ran(2, toy_folder, clip_folder, tmp_path / "run", "voice-adapt", "--mask-speaker-ids", 5, code=1)
+    words = training(toy_folder, clip_folder, tmp_path / "run", "voice-adapt", "--mask-speaker-ids", 5)
+    _, talk = ran(2, *words, code=1)
     assert talk.count("every speaker of the data (5) is masked") == 1
     assert "/csm/cli/" not in talk, "no traceback of ours"
-    ran(2, toy_folder, clip_folder, tmp_path / "run", "voice-adapt", "--dry-run")
+    _, talk = ran(2, *words, "--dry-run")
+
+
+FAILING = """
+import sys
+from csm.errors import CsmError
+from csm.processes import own_place
+from csm.segment import Segment
+from csm.torch.processes import together
+from csm.torch.trainer import TorchTrainer
+from csm.training.finetuner import CSMFineTuner
+
+rank, real = own_place().rank, TorchTrainer.{method}
+def {method}(self, *arguments):
+    if rank == 1:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+    return real(self, *arguments)
+TorchTrainer.{method} = {method}
+with together() as first:
+    if first:
+        tuner = CSMFineTuner(sys.argv[1], sys.argv[3], device="cpu", threads=1)
+        clips = [Segment("the quick brown fox.", 5, f"{{sys.argv[2]}}/audio/00{{i}}.wav") for i in range(4)]
+        try:
+            tuner.train(clips, batch_size=2, epochs=3)
+        except CsmError as error:
+            print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["accumulate", pytest.param("apply", marks=pytest.mark.long)])
+def test_memory_that_is_short_in_another_process_is_one_sentence(
+    toy_folder: Path, clip_folder: Path, tmp_path: Path, method: str
+) -> None:
+    """From Python, the way the documents give; whether memory ends in the gradients or in the update itself."""
+    (tmp_path / "script.py").write_text(FAILING.format(method=method))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", tmp_path / "script.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words = [*map(str, command), str(toy_folder), str(clip_folder), str(tmp_path / "run")]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("memory ran out at step ")
+    assert len(done.stdout.splitlines()) == 1

@@ -102,9 +102,9 @@ def train(parts: Parts, start: Position) -> Position:
             events.write(done, values)
             if due:
                 _sound(parts, done, save, position, values)
-                if warning := learning_by_heart(metrics.read()):
-                    parts.watch.notice(warning)
             parts.watch.report(done, parts.steps, values)
+            if due and (warning := learning_by_heart(metrics.read())):
+                parts.watch.notice(warning)
 
             # a signal: save, leave
             number = signals.received
