@@ -13,12 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 from test_trainer import batch
 
 from csm.data.batches import some_examples
 from csm.data.shares import shared_out
+from csm.errors import CsmError
 from csm.processes import Place, own_place
+from csm.torch.device import choose
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("--max-steps", 4, "--accumulate", 3, "--batch-size", 2, "--save-every", 2, "--learning-rate", 1e-4)
@@ -55,7 +58,7 @@ def metrics(run: Path) -> list[dict[str, float]]:
 
 
 def assert_same_run(one: Path, two: Path) -> None:
-    """Losses, norms, weights and momenta of two runs, to 1e-6; Adam divides gradients by their size, so that noise in tiny ones shows."""
+    """Losses, norms, weights and momenta of two runs, to 1e-6 (Adam's division shows the noise of tiny gradients)."""
     for a, b in zip(metrics(one), metrics(two), strict=True):
         assert a.keys() == b.keys()
         for key in a.keys() - set(MEASURED):
@@ -98,6 +101,34 @@ def test_places_are_read_from_torchruns_variables(monkeypatch: pytest.MonkeyPatc
     assert own_place() == Place(), "another program's variables, without torchrun"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     assert own_place() == Place(5, 8, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("device", "cards", "found"),
+    [
+        ("auto", 0, "cpu"),
+        ("auto", 4, "cuda:1"),
+        ("cuda", 4, "cuda:1"),
+        ("cpu", 4, "cpu"),
+        ("auto", 3, "torchrun started 4 processes, and this machine has 3 GPUs"),
+        ("cuda", 0, "torchrun started 4 processes, and this machine has 0 GPUs"),
+        ("cuda:1", 4, "--device cuda:1 does not go with 8 processes"),
+        ("mps", 0, "--device mps does not go with 8 processes"),
+    ],
+)
+def test_each_process_has_the_gpu_of_its_number(
+    monkeypatch: pytest.MonkeyPatch, device: str, cards: int, found: str
+) -> None:
+    monkeypatch.setattr("csm.torch.device.own_place", lambda: Place(5, 8, 1, 4))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    if " " in found:
+        with pytest.raises(CsmError, match=f"^{found}"):
+            choose(device, "auto", 1, True, 10**9)
+        return
+    answer = choose(device, "auto", 1, True, 10**9)
+    assert str(answer.device) == found
+    assert answer.reason.endswith("8 processes")
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 3, 4])

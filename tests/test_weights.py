@@ -17,7 +17,7 @@ from test_run import CPU
 from test_trainer import assert_equal_weights, batch, trainer, weights
 
 from csm.data.batches import Batch, collate
-from csm.data.codes import CodedTurn, Tokenised, data_fingerprint
+from csm.data.codes import CodedTurn, Tokenised, data_fingerprint, summary
 from csm.data.conversations import read_conversations
 from csm.data.examples import Example
 from csm.data.row import Row
@@ -103,6 +103,8 @@ def test_the_fingerprint_holds_only_weights_that_are_not_one() -> None:
         digest.update(b"1\n" + json.dumps([f"{i}", "hello", 0, [2, 3]]).encode() + b"\n")
         digest.update(np.arange(6, dtype="<i8").tobytes())
     assert data_fingerprint(turns_of(1.0, 1.0)) == digest.hexdigest()
+    assert "weights" not in summary(Tokenised(turns_of(1.0, 1.0), [], 12.5))
+    assert "weights 0 to 2.5;" in summary(Tokenised(turns_of(0.0, 2.5), [], 12.5))
     assert len({data_fingerprint(turns_of(*each)) for each in ((1, 1), (1, 2), (2, 1), (0, 1))}) == 4
 
 

@@ -214,5 +214,5 @@ def together() -> Iterator[bool]:
 
 
 def checksum(parameters: Sequence[Tensor]) -> tuple[float, ...]:
-    """What equal parameters have in common, and others hardly."""
-    return tuple(float(p.detach().double().abs().sum()) for p in parameters)
+    """What equal parameters have in common to nine digits, and others hardly."""
+    return tuple(float(p.detach().sum(dtype=torch.float64)) for p in parameters)

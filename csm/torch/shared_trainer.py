@@ -58,10 +58,16 @@ class SharedTrainer:
             raise
 
     def scores(self, batches: Sequence[Batch]) -> list[Scores]:
-        """As `TorchTrainer.scores`, to the bit: each batch is scored whole, by one process or another."""
+        """As `TorchTrainer.scores`, to the bit: each batch is scored whole, by one process or another.
+
+        Where one has died, the first scores alone, so that what was learned is saved; the next update ends the run.
+        """
         size = self.team.own.size
-        self.team.order([("scores", batches[rank::size]) for rank in range(size)])
-        each = self.team.agreed(lambda: self.local.scores(batches[::size]))
+        try:
+            self.team.order([("scores", batches[rank::size]) for rank in range(size)])
+            each = self.team.agreed(lambda: self.local.scores(batches[::size]))
+        except ProcessLost:
+            return self.local.scores(batches)
         return [each[i % size][i // size] for i in range(len(batches))]
 
     def load(self, folder: Path) -> None:
@@ -144,7 +150,7 @@ def _made(team: Team, backend: Backend, folder: ModelFolder, recipe: Recipe, che
         return checksum(list(made[0].model.parameters()))
 
     sums = team.agreed(make)
-    if any(one != sums[0] for one in sums):
+    if not all(np.allclose(one, sums[0], rtol=1e-9, atol=1e-6) for one in sums):
         if team.own.rank:
             raise Told
         raise CsmError(
