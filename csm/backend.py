@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from csm.data.batches import Batch
+from csm.errors import CsmError
 from csm.frames import Frames
 from csm.model_folder import ModelFolder, open_folder
 from csm.recipe import Recipe
 
 if TYPE_CHECKING:
     from csm.codec import Codec
+    from csm.torch.trainer import TorchTrainer
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class FrameGenerator(Protocol):
         ...
 
 
+class ProcessLost(CsmError):
+    """Another process of the run has ended, or hears nothing; the trainer stands where it stood after the last update."""
+
+
 class Trainer(Protocol):
     """One optimiser over one model; see `csm.torch.trainer.Trainer`."""
 
@@ -52,7 +58,7 @@ class Trainer(Protocol):
 
     def step(self, batches: Sequence[Batch], learning_rate: float) -> dict[str, float]: ...
 
-    def score(self, batch: Batch) -> dict[str, np.ndarray]: ...
+    def scores(self, batches: Sequence[Batch]) -> list[dict[str, np.ndarray]]: ...
 
     def save(self, folder: Path) -> None: ...
 
@@ -84,8 +90,19 @@ class Backend:
     def trainer(self, folder: ModelFolder, recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
         """A trainer over the folder's model; parameters in fp32, activations in this backend's dtype.
 
-        Where `checkpoint` is given, the weights, or the adapter, are those that a run of this recipe saved there.
+        Where `checkpoint` is given, the weights, or the adapter, are those that a run of this recipe saved there. Where
+        torchrun started several processes that stand together, all of them train.
         """
+        from csm.torch.processes import team
+
+        if processes := team():
+            from csm.torch.shared_trainer import SharedTrainer
+
+            return SharedTrainer(processes, self, folder, recipe, checkpoint)
+        return self.own_trainer(folder, recipe, checkpoint)
+
+    def own_trainer(self, folder: ModelFolder, recipe: Recipe, checkpoint: Path | None = None) -> TorchTrainer:
+        """As `trainer`, in this process alone."""
         import torch
 
         from csm.torch.checkpoint import load_model

@@ -20,11 +20,13 @@ class Segment:
         speaker: the number that is written before the text; it names a voice only where training made it do so.
         audio: a path, a mono wave `(samples,)` at 24 kHz (numpy, torch or a list), codes `(K, T)` of an integer type,
             or None for a turn of which only the text is known.
+        weight: of the turn's loss in training, against 1 for the others; 0 makes it context only.
     """
 
     text: str
     speaker: int
     audio: str | Path | Sequence[float] | Any | None = None
+    weight: float = 1.0
 
 
 Conversation = list[Segment]

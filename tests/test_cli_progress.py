@@ -27,6 +27,21 @@ with Progress("training") as bar:
 """
 
 
+VIEW = """
+from csm.cli.live import TrainingView
+base = {"validation_loss": 9.5, "validation_semantic_loss": 4.5, "validation_acoustic_loss": 5.0}
+with TrainingView() as view:
+    view.take(0, base)
+    for step in range(1, 5):
+        loss = {"loss": 9.0 - step, "semantic_loss": 1.0, "acoustic_loss": 8.0 - step, "grad_norm": 2.5}
+        more = {"frames_per_second": 123.4, "peak_memory_mb": 1500.0, "rate_decoder": 1e-5, "rate_embeddings": 5e-6}
+        held = {"validation_loss": 7.25 + step} if step % 2 == 0 else {}
+        view.take(step, loss | more | held)
+        view.update(step, 4, f"loss {9 - step}")
+    view.say("saved")
+"""
+
+
 def on_a_terminal(program: str) -> str:
     """What a terminal of 60 columns gets."""
     reader, writer = pty.openpty()
@@ -54,6 +69,27 @@ def test_lines_beside_a_bar_stand_by_themselves() -> None:
     wanted = [f"step {n}: loss [bold]1 of a long line that is wider than the window is, saved" for n in (2, 4, 6, 8)]
     assert said == wanted
     assert any(line.startswith("training") and "8/8" in line for line in lines), "the bar was live"
+
+
+def test_a_terminal_sees_the_figures_of_a_training() -> None:
+    """The last frame: losses of the last update, of the last validation, and of the lowest, with their steps."""
+    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", on_a_terminal(VIEW))
+    lines = [" ".join(line.split()) for line in re.split(r"[\r\n]+", text) if line.strip()]
+    assert "saved" in lines
+    last = lines[len(lines) - lines[::-1].index("training validation lowest") :]
+    assert last[:4] == ["loss 5 11.25 9.25", "semantic 1", "acoustic 4", "at step 4 4 2"]
+    assert last[4:8] == [
+        "gradient norm 2.5", "rates decoder 1e-05 embeddings 5e-06", "speed 123.4 frames/s", "peak memory 1,500 MB",
+    ]  # fmt: skip
+    assert last[8].startswith("training")
+    assert "4/4" in last[8]
+
+
+def test_elsewhere_a_training_tells_lines() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", VIEW], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr.splitlines()) == ("", ["training: 4/4  loss 5", "saved"])
 
 
 def test_off_a_terminal_lines_go_to_stderr() -> None:

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from conftest import TOY_CODEBOOKS
 
-from csm.data.batches import EpochBatches, collate, epoch_order, validation_batches
+from csm.data.batches import EpochBatches, collate, epoch_order, some_examples, validation_batches
 from csm.data.examples import Example, ExampleSet, Source, split
 from csm.errors import CsmError
 from csm.frames import turn
 from csm.model_folder import open_folder
 from csm.recipe import Recipe
 from csm.torch.checkpoint import load_model
-from csm.torch.trainer import TorchTrainer, one_example
+from csm.torch.trainer import TorchTrainer
 
 FEW, MANY = 3, 40
 
@@ -146,7 +146,7 @@ def test_one_example_is_the_example_without_padding() -> None:
     chosen = [np.ones(len(e.targets), bool) for e in examples]
     batch = collate(examples, chosen)
     for index, example in enumerate(examples):
-        wanted, found = collate([example], [chosen[index]]), one_example(batch, index)
+        wanted, found = collate([example], [chosen[index]]), some_examples(batch, [index])
         for name in ("text_at", "text_ids", "audio_at", "codes", "targets", "example_of"):
             np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name), err_msg=name)
         assert (found.shape, found.keys) == (wanted.shape, wanted.keys)

@@ -63,6 +63,11 @@ def warn(text: str) -> None:
         click.secho(f"warning: {text}", err=True, fg="yellow")
 
 
+def tell(error: CsmError) -> None:
+    """Say on stderr what went wrong, and what to do about it."""
+    _fail(error.message, error.hint)
+
+
 class _EndsInSentence(click.Command):
     """What of click ends in one sentence and the right exit code, whatever is raised."""
 
@@ -70,7 +75,7 @@ class _EndsInSentence(click.Command):
         try:
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
         except CsmError as error:
-            _fail(error.message, error.hint)
+            tell(error)
             code = error.exit_code
         except click.ClickException as error:
             error.show()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from csm.cli.console import Group, answer, detail, say, warn
+from csm.cli.console import answer, detail, say, warn
 from csm.cli.options import (
     ADAPTER_FLAGS,
     PATH,
@@ -23,6 +23,7 @@ from csm.cli.plot import plot
 from csm.cli.reference_commands import full, lora
 from csm.cli.run_options import begins_run, names_terms, run_layer, steers_run
 from csm.cli.stages import run, stages
+from csm.cli.together import TogetherGroup
 
 REPORTED = {
     "validation_loss": "validation",
@@ -32,11 +33,11 @@ REPORTED = {
 }
 
 if TYPE_CHECKING:
-    from csm.cli.progress import Progress
+    from csm.cli.live import TrainingView
     from csm.training.watchers import Saved
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=TogetherGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="csm-finetune", prog_name="csm-finetune")
 def main() -> None:
     """Fine-tune a CSM model: for a voice, a style, a domain or conversation; or in full or by LoRA as csm-mlx has it.
@@ -159,7 +160,7 @@ def _listener(tuner: Any, rows: Any, reference: Path | None) -> Any:
 
 
 def _train(tuner: Any, rows: Any, faults: Any, flags: dict[str, Any], held: Any, saved: Saved | None) -> Path:
-    from csm.cli.progress import Progress
+    from csm.cli.live import TrainingView
     from csm.training.watchers import Watchers
 
     listen = _listener(tuner, rows, flags["reference"])
@@ -168,9 +169,9 @@ def _train(tuner: Any, rows: Any, faults: Any, flags: dict[str, Any], held: Any,
         warn(f"this model cannot read {' '.join(unread)!r} in the transcripts; write numbers as words.")
     validation = _tokenise(tuner, held[0], held[1], flags["strict"], "data to validate on") if held else None
 
-    with Progress("training") as bar:
-        talk = _Talk(bar, tuner.run.path / "metrics.jsonl", saved)
-        watch = Watchers(talk.updated, bar.say, listen, talk.begun, talk.saved)
+    with TrainingView() as view:
+        talk = _Talk(view, tuner.run.path / "metrics.jsonl", saved)
+        watch = Watchers(talk.updated, view.say, listen, talk.begun, talk.saved)
         outcome = tuner.train(
             data, validation_dataset=validation, resume=flags["resume"], fresh=flags["fresh"], watch=watch
         )
@@ -195,7 +196,7 @@ def _tokenise(tuner: Any, rows: Any, faults: Any, strict: bool, name: str = "dat
 class _Talk:
     """Tells of a training as it goes: where it begins, how good the base is, every update, validation and checkpoint."""
 
-    def __init__(self, bar: Progress, metrics: Path, told: Saved | None):
+    def __init__(self, bar: TrainingView, metrics: Path, told: Saved | None):
         self.bar, self.metrics, self.knows_base, self.told, self.saved_step = bar, metrics, False, told, 0
 
     def saved(self, step: int, folder: Path) -> None:
@@ -212,6 +213,7 @@ class _Talk:
     def updated(self, step: int, steps: int, values: dict[str, float]) -> None:
         if not self.knows_base:
             self._tell_base()
+        self.bar.take(step, values)
         self.bar.update(step, steps, f"loss {values['loss']:.4g}")
         shown = {key: name for key, name in REPORTED.items() if key in values}
         if shown or self.saved_step == step:
@@ -225,6 +227,7 @@ class _Talk:
         self.knows_base = True
         for record in MetricsFile(self.metrics).read()[:1]:
             if record["step"] == 0 and "validation_loss" in record:
+                self.bar.take(0, record)
                 self.bar.say(f"the base: validation {record['validation_loss']:.4g}")
 
 

@@ -28,6 +28,7 @@ class Batch:
         depth: (S,) which of the targets train the depth decoder too.
         example_of: (N,) the example of each target.
         keys: content keys of the B examples.
+        weights: (B,) of the examples' losses; None where all are 1.
     """
 
     shape: tuple[int, int]
@@ -39,10 +40,27 @@ class Batch:
     depth: np.ndarray
     example_of: np.ndarray
     keys: tuple[bytes, ...]
+    weights: np.ndarray | None = None
 
     @property
-    def acoustic_tokens(self) -> int:
-        return len(self.depth) * (self.codes.shape[1] - 1)
+    def semantic_tokens(self) -> float:
+        """Codes of codebook 0 that carry loss, each counted by its weight."""
+        return len(self.targets) if self.weights is None else float(self.weights[self.example_of].sum())
+
+    @property
+    def acoustic_tokens(self) -> float:
+        """Codes of the other codebooks that carry loss, each counted by its weight."""
+        others = self.codes.shape[1] - 1
+        if self.weights is None:
+            return len(self.depth) * others
+        return float(self.weights[self.example_of[self.depth]].sum()) * others
+
+    def by_weight(self) -> list[tuple[float, Batch]]:
+        """Batches of examples that weigh alike, with their weight; a batch of which all weigh 1 is itself."""
+        if self.weights is None:
+            return [(1.0, self)]
+        values = np.unique(self.weights)
+        return [(float(value), some_examples(self, np.flatnonzero(self.weights == value))) for value in values]
 
 
 def collate(examples: Sequence[Example], depth: Sequence[np.ndarray]) -> Batch:
@@ -65,7 +83,33 @@ def collate(examples: Sequence[Example], depth: Sequence[np.ndarray]) -> Batch:
     joined = {name: np.concatenate(arrays).astype(np.int64) for name, arrays in parts.items()}
     return Batch(
         (len(examples), length), joined["ta"], joined["ti"], joined["aa"], joined["c"],
-        joined["t"], joined["d"], joined["e"], tuple(e.key for e in examples),
+        joined["t"], joined["d"], joined["e"], tuple(e.key for e in examples), _weights([e.weight for e in examples]),
+    )  # fmt: skip
+
+
+def _weights(each: Sequence[float]) -> np.ndarray | None:
+    return None if all(weight == 1 for weight in each) else np.array(each, np.float64)
+
+
+def some_examples(batch: Batch, chosen: Sequence[int] | np.ndarray) -> Batch:
+    """The batch of some of a batch's examples, in the order given, with no more padding than they need."""
+    length, chosen = batch.shape[1], np.asarray(chosen, np.int64)
+    of_text, of_audio = batch.text_at // length, batch.audio_at // length
+    within_text, within_audio = batch.text_at % length, batch.audio_at % length
+    text, audio, targets, depth = (
+        np.concatenate([np.flatnonzero(of == index) for index in chosen])
+        for of in (of_text, of_audio, batch.example_of, batch.example_of[batch.depth])
+    )
+    rows = int(max(within_text[text].max(initial=-1), within_audio[audio].max())) + 1
+    place = np.zeros(batch.shape[0], np.int64)
+    place[chosen] = np.arange(len(chosen))
+    now_audio, now_target = (np.full(size, -1) for size in (len(of_audio), len(batch.targets)))
+    now_audio[audio], now_target[targets] = np.arange(len(audio)), np.arange(len(targets))
+    weights = None if batch.weights is None else _weights(batch.weights[chosen].tolist())
+    return Batch(
+        (len(chosen), rows), place[of_text[text]] * rows + within_text[text], batch.text_ids[text],
+        place[of_audio[audio]] * rows + within_audio[audio], batch.codes[audio], now_audio[batch.targets[targets]],
+        now_target[batch.depth[depth]], place[batch.example_of[targets]], tuple(batch.keys[i] for i in chosen), weights,
     )  # fmt: skip
 
 

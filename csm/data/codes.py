@@ -175,12 +175,15 @@ def _with_places(fault: Fault, places: list[str]) -> Fault:
 
 
 def summary(tokenised: Tokenised) -> str:
-    """What is used, in one line: conversations where they have several turns, clips, minutes, speakers, skipped."""
+    """What is used, in one line: conversations where they have several turns, clips, minutes, speakers, weights, skipped."""
     turns = [turn for conversation in tokenised.conversations for turn in conversation]
     minutes = sum(turn.codes.shape[1] for turn in turns) / tokenised.frame_rate / 60
     speakers = sorted({turn.row.speaker for turn in turns})
     named = ", ".join(map(str, speakers[:8])) + (f" ... ({len(speakers)} in all)" if len(speakers) > 8 else "")
     parts = [_count(len(turns), "clip"), f"{minutes:.1f} minutes", f"speaker{'s' * (len(speakers) > 1)} {named}"]
+    weights = [turn.row.weight for turn in turns]
+    if any(weight != 1 for weight in weights):
+        parts.append(f"weights {min(weights):g} to {max(weights):g}")
     if len(tokenised.conversations) < len(turns):
         parts.insert(0, _count(len(tokenised.conversations), "conversation"))
     skipped = len(render(tokenised.faults).splitlines())
@@ -188,12 +191,14 @@ def summary(tokenised: Tokenised) -> str:
 
 
 def data_fingerprint(conversations: Sequence[Sequence[CodedTurn]]) -> str:
-    """A hash of names, texts, speakers and codes, in their order and grouping, wherever the files lie."""
+    """A hash of names, texts, speakers, codes and weights, in their order and grouping, wherever the files lie."""
     digest = hashlib.sha256()
     for conversation in conversations:
         digest.update(f"{len(conversation)}\n".encode())
         for turn in conversation:
             head = [turn.row.name, turn.row.text, turn.row.speaker, list(turn.codes.shape)]
+            if turn.row.weight != 1:
+                head.append(turn.row.weight)
             digest.update(json.dumps(head).encode() + b"\n")
             digest.update(np.ascontiguousarray(turn.codes, dtype="<i8").tobytes())
     return digest.hexdigest()

@@ -1,7 +1,8 @@
 """Conversations in JSON, the layout of csm-mlx: a list of conversations, each a list of turns.
 
-A turn is `{"text": ..., "audio_path": ..., "speaker": N}`, or `speaker_id` for `speaker`. What is wrong with the
-file's form stops the work; a turn whose text is empty or whose sound is missing is a fault, and the turn is left out.
+A turn is `{"text": ..., "audio_path": ..., "speaker": N}`, or `speaker_id` for `speaker`; it may have the `weight` of its
+loss, 1 where it has none. What is wrong with the file's form stops the work; a turn whose text is empty or whose sound is
+missing is a fault, and the turn is left out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from csm.data.faults import Fault, printable
-from csm.data.row import Row, clean_text, text_problem
+from csm.data.row import Row, clean_text, text_problem, weight_problem
 from csm.errors import CsmError
 
 
@@ -187,6 +188,9 @@ def _row(place: _Place, turn: Any, default_speaker: int | None) -> Row | Fault:
         if not isinstance(turn.get(key), str):
             raise place.error(f"has no {key}" if turn.get(key) is None else f"has a {key} that is not a string")
     speaker = _speaker(place, turn, default_speaker)
+    weight = 1.0 if turn.get("weight") is None else turn["weight"]
+    if wrong := weight_problem(weight):
+        raise place.error(wrong, "1 is a turn like the others, 0 is context only.")
     text = clean_text(turn["text"])
     problem = text_problem(text)
     if problem:
@@ -196,7 +200,7 @@ def _row(place: _Place, turn: Any, default_speaker: int | None) -> Row | Fault:
     if audio is None:
         return place.fault(f"names the sound file {printable(written) or '(empty)'}, which is not there")
     name = unicodedata.normalize("NFC", Path(os.path.normpath(written)).with_suffix("").as_posix())
-    return Row(name, audio, text, speaker, place.file, place.line)
+    return Row(name, audio, text, speaker, place.file, place.line, weight=float(weight))
 
 
 def _speaker(place: _Place, turn: dict[str, Any], default: int | None) -> int:

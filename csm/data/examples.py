@@ -34,6 +34,7 @@ class Source:
     before: tuple[Frames, ...] = ()
     alone: bool = True
     text: str = ""
+    weight: float = 1.0
 
     @cached_property
     def sound(self) -> bytes:
@@ -48,6 +49,7 @@ class Example:
     id: str
     rows: Frames
     target_start: int
+    weight: float = 1.0
 
     @cached_property
     def key(self) -> bytes:
@@ -81,7 +83,8 @@ def make_sources(
         for i, t in enumerate(conversation):
             names[t.row.name] += 1
             id = t.row.name if names[t.row.name] == 1 else f"{t.row.name} ({names[t.row.name]})"
-            sources.append(Source(id, t.row.speaker, rows[i], tuple(rows[:i]), len(conversation) == 1, t.row.text))
+            alone = len(conversation) == 1
+            sources.append(Source(id, t.row.speaker, rows[i], tuple(rows[:i]), alone, t.row.text, t.row.weight))
         out.append(sources)
     return out
 
@@ -147,6 +150,7 @@ class ExampleSet:
         seed: of every draw.
         context_dropout: the share of examples that an epoch shows without their context.
         clip_context: whether clips that stand alone have other clips of their speaker as context.
+        context_only: clips of the split that stand alone and are no targets; they may be context of others.
 
     Raises:
         CsmError: a target alone is longer than the model takes.
@@ -160,6 +164,7 @@ class ExampleSet:
         seed: int,
         context_dropout: float = 0.0,
         clip_context: bool = True,
+        context_only: Sequence[Source] = (),
     ):
         self.sources, self.context_turns, self.longest, self.seed = list(sources), context_turns, longest, seed
         self.context_dropout, self.clip_context = context_dropout, clip_context
@@ -168,11 +173,11 @@ class ExampleSet:
                 raise CsmError(
                     f"{source.id} needs {len(source.own)} rows and the model takes {longest}.", "Cut it into clips."
                 )
-        self._pools: dict[int, list[int]] = {}  # of each speaker, the clips that stand alone
-        for index, source in enumerate(self.sources):
+        self._pools: dict[int, list[Source]] = {}  # of each speaker, the clips that stand alone
+        for source in (*self.sources, *context_only):
             if source.alone:
-                self._pools.setdefault(source.speaker, []).append(index)
-        self._plain = [Example(s.id, s.own, 0) for s in self.sources] if context_turns == 0 else None
+                self._pools.setdefault(source.speaker, []).append(source)
+        self._plain = [Example(s.id, s.own, 0, s.weight) for s in self.sources] if context_turns == 0 else None
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -191,7 +196,7 @@ class ExampleSet:
             kept.insert(0, rows)
             room -= len(rows)
         start = sum(map(len, kept))
-        return Example(source.id, join([*kept, source.own]), start)
+        return Example(source.id, join([*kept, source.own]), start, source.weight)
 
     def _context(self, index: int, epoch: int) -> list[Frames]:
         source = self.sources[index]
@@ -203,7 +208,7 @@ class ExampleSet:
             return []
         draw = rng_for(self.seed, epoch, source.id, "context")
         pool = self._pools[source.speaker]
-        chosen = (self.sources[pool[i]] for i in draw.permutation(len(pool)))
+        chosen = (pool[i] for i in draw.permutation(len(pool)))
         others = (s.own for s in chosen if s.sound != source.sound)
         return list(itertools.islice(others, self.context_turns))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Row:
         line: the line of `source` on which it begins, counted from 1; None where the file is one text.
         start, end: where in the sound file the clip lies, in seconds; None for its beginning and its end.
         language: the language of the text, as BCP 47 writes it.
-        weight: of the turn's loss, against 1 for the others.
+        weight: of the turn's loss, against 1 for the others; 0 makes it context only.
     """
 
     name: str
@@ -48,6 +50,14 @@ def text_problem(text: str) -> str | None:
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
         return "has a text with control characters in it (was it written as UTF-16?)"
     return None
+
+
+def weight_problem(value: Any) -> str | None:
+    """What keeps a value from being a turn's weight, to be read after a place; None if nothing does."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and math.isfinite(value) and value >= 0:
+        return None
+    return f"has the weight {value!r}, which is not a number from 0"
 
 
 def natural_key(name: str) -> tuple[object, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from csm.errors import CsmError
+from csm.processes import Place, own_place
 from csm.threads import useful_threads
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -45,12 +46,16 @@ def choose(device: str, dtype: str, threads: int | None, training: bool, paramet
     else:
         count, threads_why = useful_threads(parameters, training)
     torch.set_num_threads(count)
+    size = own_place().size
+    processes = f", {size} processes" if size > 1 else ""
     on_cpu = f", {count} thread{'s' * (count > 1)} ({threads_why})" if picked.type == "cpu" else ""
-    return Choice(picked, kind, f"torch on {picked} ({why}), {str(kind).removeprefix('torch.')}{on_cpu}")
+    return Choice(picked, kind, f"torch on {picked} ({why}), {str(kind).removeprefix('torch.')}{on_cpu}{processes}")
 
 
 def _device(name: str) -> tuple[torch.device, str]:
-    has_mps = torch.backends.mps.is_available()
+    has_mps, place = torch.backends.mps.is_available(), own_place()
+    if place.size > 1:
+        return _device_of_many(name, place)
     if name == "auto":
         best = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
         return torch.device(best), "found" if best != "cpu" else "no GPU found"
@@ -62,3 +67,18 @@ def _device(name: str) -> tuple[torch.device, str]:
     if device.type == "mps" and not has_mps:
         raise CsmError("device mps is not there.", "--device cpu works everywhere.")
     return device, "asked for"
+
+
+def _device_of_many(name: str, place: Place) -> tuple[torch.device, str]:
+    """Of several processes each has the GPU of its number on its machine, or all work on the CPU."""
+    if name not in ("auto", "cuda", "cpu"):
+        raise CsmError(f"--device {name} does not go with {place.size} processes.", "Give auto, cuda or cpu.")
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and not there):
+        return torch.device("cpu"), "asked for" if name == "cpu" else "no GPU found"
+    if there < place.local_size:
+        raise CsmError(
+            f"torchrun started {place.local_size} processes, and this machine has {there} GPU{'s' * (there != 1)}.",
+            f"--nproc_per_node={there}, or --device cpu." if there else "--device cpu works everywhere.",
+        )
+    return torch.device("cuda", place.local_rank), "one for each process"

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from csm.adapters.plan import plan_adapters
-from csm.data.batches import Batch
+from csm.data.batches import Batch, some_examples
 from csm.errors import CsmError
 from csm.json_file import read_json
 from csm.recipe import Recipe
@@ -106,7 +106,7 @@ class TorchTrainer:
         return {name for group in self.optimizer.param_groups for name in group["names"]}
 
     def step(self, batches: Sequence[Batch], learning_rate: float) -> dict[str, float]:
-        """One update from all `batches`; losses are means over the tokens of all of them.
+        """One update from all `batches`; losses are means over the tokens of all of them, each of its example's weight.
 
         Returns:
             loss, semantic_loss, acoustic_loss (before the update) and grad_norm (before clipping).
@@ -114,15 +114,38 @@ class TorchTrainer:
         Raises:
             FloatingPointError: the loss or the gradient is not finite; nothing was changed.
         """
+        tokens = sum(b.semantic_tokens for b in batches), sum(b.acoustic_tokens for b in batches)
+        semantic, acoustic = self.accumulate(list(zip(self.draws(len(batches)), batches, strict=True)), tokens)
+        return self.apply(semantic, acoustic, learning_rate)
+
+    def draws(self, count: int) -> list[int]:
+        """A seed of dropout for each micro-batch of an update: drawn together, so that it does not matter who draws them."""
+        return torch.randint(2**62, (count,)).tolist() if self.recipe.lora_dropout else [0] * count
+
+    def accumulate(self, batches: Sequence[tuple[int, Batch]], tokens: tuple[float, float]) -> tuple[float, float]:
+        """Leave the gradients of micro-batches, each with its seed, in the parameters.
+
+        Args:
+            batches: all micro-batches of an update, or those that fall to this process.
+            tokens: semantic and acoustic tokens of the whole update, by weight.
+
+        Returns:
+            what these add to the update's mean semantic and acoustic loss.
+        """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        semantic_tokens, acoustic_tokens = sum(len(b.targets) for b in batches), sum(b.acoustic_tokens for b in batches)
         semantic = acoustic = 0.0
-        for batch in batches:
-            first, others = self._losses(batch)
-            first, others = first / semantic_tokens, others / acoustic_tokens
-            (self.recipe.semantic_weight * first + self.recipe.acoustic_weight * others).backward()
-            semantic, acoustic = semantic + first.item(), acoustic + others.item()
+        for seed, batch in batches:
+            with self._drawing(seed):
+                for weight, part in batch.by_weight():
+                    first, others = self._losses(part)
+                    first, others = weight * first / tokens[0], weight * others / tokens[1]
+                    (self.recipe.semantic_weight * first + self.recipe.acoustic_weight * others).backward()
+                    semantic, acoustic = semantic + first.item(), acoustic + others.item()
+        return semantic, acoustic
+
+    def apply(self, semantic: float, acoustic: float, learning_rate: float) -> dict[str, float]:
+        """The update from the gradients that stand in the parameters; returns and raises as `step`."""
         norm = self._clip()
         if not np.isfinite([semantic, acoustic, norm]).all():
             self.optimizer.zero_grad(set_to_none=True)
@@ -140,7 +163,7 @@ class TorchTrainer:
 
     def score(self, batch: Batch) -> dict[str, np.ndarray]:
         """Losses of each example without gradients: `semantic`, `acoustic` sums and their token counts, each (B,), and
-        `acoustic_each` (B, K - 1), the sums of each codebook after the first.
+        `acoustic_each` (B, K - 1), the sums of each codebook after the first; all times the example's weight.
         """
         was_training = self.model.training
         self.model.eval()
@@ -149,16 +172,21 @@ class TorchTrainer:
             semantic, acoustic = losses_each(self.model, batch, codes, self._states_of(batch))
         self.model.train(was_training)
         size, of = batch.shape[0], batch.example_of
+        weights = np.ones(size) if batch.weights is None else batch.weights
         depth_of = of[batch.depth]
         each = acoustic.double().cpu().numpy()
         by_book = np.stack([np.bincount(depth_of, column, size) for column in each.T], 1)
         return {
-            "semantic": np.bincount(of, semantic.double().cpu().numpy(), size),
-            "semantic_tokens": np.bincount(of, minlength=size),
-            "acoustic": np.bincount(depth_of, acoustic.double().sum(1).cpu().numpy(), size),
-            "acoustic_tokens": np.bincount(depth_of, minlength=size) * acoustic.shape[1],
-            "acoustic_each": by_book,
+            "semantic": np.bincount(of, semantic.double().cpu().numpy(), size) * weights,
+            "semantic_tokens": np.bincount(of, minlength=size) * weights,
+            "acoustic": np.bincount(depth_of, acoustic.double().sum(1).cpu().numpy(), size) * weights,
+            "acoustic_tokens": np.bincount(depth_of, minlength=size) * acoustic.shape[1] * weights,
+            "acoustic_each": by_book * weights[:, None],
         }
+
+    def scores(self, batches: Sequence[Batch]) -> list[dict[str, np.ndarray]]:
+        """`score` of each batch."""
+        return [self.score(batch) for batch in batches]
 
     def is_finite(self) -> bool:
         """Whether every trained weight is a number."""
@@ -179,7 +207,7 @@ class TorchTrainer:
     def _example_states(self, batch: Batch, index: int) -> Tensor:
         key = batch.keys[index]
         if key not in self._states:
-            alone = one_example(batch, index)
+            alone = some_examples(batch, [index])
             states = backbone_states(self.model, alone, read_codes(self.model, alone), self.dtype)
             if self._states_bytes + states.nbytes > STATES_BYTES:
                 return states
@@ -247,6 +275,16 @@ class TorchTrainer:
         return peak if sys.platform == "darwin" else peak * 1024
 
     @contextmanager
+    def _drawing(self, seed: int) -> Iterator[None]:
+        """Inside, dropout draws by `seed`; where there is none, nothing is touched."""
+        if not self.recipe.lora_dropout:
+            yield
+            return
+        with self.undisturbed():
+            torch.manual_seed(seed)
+            yield
+
+    @contextmanager
     def undisturbed(self) -> Iterator[None]:
         """Whatever draws random numbers inside, the run goes on as if nothing had."""
         device = self.model.audio_table.device
@@ -263,17 +301,3 @@ class TorchTrainer:
 
 def _damaged(folder: Path, why: str) -> CsmError:
     return CsmError(f"{folder / 'optimizer.safetensors'} is damaged ({why}).", "--fresh begins the run anew.")
-
-
-def one_example(batch: Batch, index: int) -> Batch:
-    """The batch of one example alone, without padding."""
-    length = batch.shape[1]
-    text, audio = batch.text_at // length == index, batch.audio_at // length == index
-    first = int(np.flatnonzero(audio)[0])
-    mine = batch.example_of == index
-    rows = max(batch.text_at[text].max(initial=-1), batch.audio_at[audio].max()) + 1 - index * length
-    return Batch(
-        (1, int(rows)), batch.text_at[text] - index * length, batch.text_ids[text],
-        batch.audio_at[audio] - index * length, batch.codes[audio], batch.targets[mine] - first,
-        np.arange(mine.sum()), np.zeros(mine.sum(), np.int64), (batch.keys[index],),
-    )  # fmt: skip

@@ -103,10 +103,14 @@ def draw(run: Path, out: Path) -> list[Path]:
 
 
 def _draw_panel(axes: Any, panel: Panel) -> None:
+    from matplotlib.ticker import LogLocator
+
     many = len(panel.curves) > len(COLOURS)
     for number, (name, points) in enumerate(panel.curves.items()):
         colour = _shade(number, len(panel.curves)) if many else COLOURS[number]
-        style = {"marker": "o", "markersize": 3} if len(points) < 30 else {}
+        style: dict[str, Any] = {"marker": "o", "markersize": 3} if len(points) < 30 else {}
+        if any(points == before for before in list(panel.curves.values())[:number]):
+            style["linestyle"] = (0, (3, 3))  # the curve below shows through
         if name == "training" and len(points) >= 30:
             axes.plot(*zip(*points, strict=True), color=colour, linewidth=0.6, alpha=0.35)
             points = smoothed(points)
@@ -117,6 +121,7 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
     if panel.logarithmic and all(value > 0 for points in panel.curves.values() for _, value in points):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
         axes.yaxis.set_minor_formatter("{x:g}")
     else:
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 5))

@@ -12,7 +12,7 @@ from csm.config import ModelConfig
 from csm.data.clips import prepare_sound, text_fault
 from csm.data.codes import CodeCache, CodedTurn, Tokenised
 from csm.data.faults import Fault, require_usable
-from csm.data.row import Row, clean_text
+from csm.data.row import Row, clean_text, weight_problem
 from csm.errors import CsmError
 from csm.segment import Conversation, Segment, checked_turns, is_list
 
@@ -54,14 +54,16 @@ def _code(segment: Segment, name: str, codec: Codec, cache: CodeCache, config: M
     text, source = clean_text(segment.text), Path(f"segment {name}")
     if segment.audio is None:
         raise CsmError(f"segment {name} has no audio.", "Training needs the sound of every segment.")
+    if wrong := weight_problem(segment.weight):
+        raise CsmError(f"segment {name} {wrong}.", "1 is a turn like the others, 0 is context only.")
     if isinstance(segment.audio, str | Path):
         path = Path(segment.audio).expanduser()
-        row = Row(name, path, text, segment.speaker, path)
+        row = Row(name, path, text, segment.speaker, path, weight=float(segment.weight))
         codes = cache.codes_of(row)
         return codes if isinstance(codes, Fault) else CodedTurn(row, codes)
     raw = segment.audio
     array = np.asarray(raw.detach().cpu() if hasattr(raw, "detach") else raw)
-    row = Row(name, source, text, segment.speaker, source)
+    row = Row(name, source, text, segment.speaker, source, weight=float(segment.weight))
     if array.ndim == 2 and np.issubdtype(array.dtype, np.integer):
         problem = config.code_problem(array)
         return Fault(source, problem) if problem else CodedTurn(row, array.astype(np.int64))

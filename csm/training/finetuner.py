@@ -23,7 +23,7 @@ from csm.data.codes import CodeCache, Tokenised, data_fingerprint, default_cache
 from csm.data.examples import ExampleSet, Source, make_sources, split
 from csm.data.faults import Fault, render
 from csm.data.row import Row
-from csm.data.speakers import learned_speakers
+from csm.data.speakers import carries_loss, learned_speakers
 from csm.data.terms import TermClips, describe_terms, term_shares
 from csm.errors import CsmError
 from csm.model_folder import ModelFolder, open_folder, pointed_to
@@ -247,24 +247,35 @@ class CSMFineTuner:
     def _minutes(self, data: Tokenised) -> float:
         """Minutes of the turns that carry loss."""
         learned, turns = self._learned(data), (turn for c in data.conversations for turn in c)
-        frames = sum(turn.codes.shape[1] for turn in turns if turn.row.speaker in learned)
+        frames = sum(turn.codes.shape[1] for turn in turns if carries_loss(turn.row, learned))
         return frames / data.frame_rate / 60
 
-    def _sources(self, data: Tokenised, learned: set[int]) -> list[list[Source]]:
-        """The conversations that have a turn of someone who is learned."""
+    def _sources(self, data: Tokenised, learned: set[int]) -> tuple[list[list[Source]], list[Source]]:
+        """The conversations that have a turn to learn, and the clips that stand alone and are context only.
+
+        Raises:
+            CsmError: no turn carries loss.
+        """
         codebooks = self.base.config.num_codebooks
         sources = make_sources(data.conversations, TextTokenizer(self.base.beside), codebooks)
-        return [c for c in sources if any(source.speaker in learned for source in c)]
+        aside = [c[0] for c in sources if len(c) == 1 and c[0].speaker in learned and c[0].weight == 0]
+        kept = [c for c in sources if any(carries_loss(source, learned) for source in c)]
+        if not kept and any(source.speaker in learned for c in sources for source in c):
+            raise CsmError(
+                "every turn to learn has the weight 0: nothing would be learned.", "Give some a weight of 1."
+            )
+        return kept, aside
 
     def _split(
         self, data: Tokenised, held: Tokenised | None = None, watch: Watchers | None = None
     ) -> tuple[ExampleSet, ExampleSet]:
         recipe, learned = self.resolved.recipe, self._learned(data)
         of_note = TermClips.finder(recipe.terms) if recipe.terms else None
-        parts = split(self._sources(data, learned), recipe.val_split, recipe.seed, of_note)
+        sources, aside = self._sources(data, learned)
+        parts = split(sources, recipe.val_split, recipe.seed, of_note)
         if held is not None:
             parts = parts[0], self._held(parts[0], held, learned, watch or Watchers())
-        training, validation = ([source for source in part if source.speaker in learned] for part in parts)
+        training, validation = ([source for source in part if carries_loss(source, learned)] for part in parts)
         if not validation and recipe.early_stop and recipe.select_by == "validation_loss":
             raise CsmError(
                 "early_stop has nothing to go by: nothing is held out.", "Hold out a tenth: --val-split 0.1."
@@ -275,8 +286,10 @@ class CSMFineTuner:
                 "Terms are found as whole words in the transcripts; inflections are terms of their own.",
             )
         turns, longest, lone = recipe.context_turns, longest_rows(self.base, recipe), recipe.clip_context
+        held_out = {source.sound for source in validation}
+        aside = [source for source in aside if source.sound not in held_out]
         return (
-            ExampleSet(training, turns, longest, recipe.seed, recipe.context_dropout, lone),
+            ExampleSet(training, turns, longest, recipe.seed, recipe.context_dropout, lone, aside),
             ExampleSet(validation, turns, longest, recipe.seed, clip_context=lone),
         )
 
@@ -287,8 +300,8 @@ class CSMFineTuner:
                 f"val_split is {share:g}, and data to validate on is given as well.",
                 "Give --val-split 0, or leave it out.",
             )
-        found = [source for conversation in self._sources(held, learned) for source in conversation]
-        if not any(source.speaker in learned for source in found):
+        found = [source for conversation in self._sources(held, learned)[0] for source in conversation]
+        if not any(carries_loss(source, learned) for source in found):
             raise CsmError("the data to validate on have no turn of a speaker that is learned.")
         heard = {source.sound for source in training}
         if both := sum(source.sound in heard for source in found):

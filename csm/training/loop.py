@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from csm.backend import Trainer
+from csm.backend import ProcessLost, Trainer
 from csm.data.batches import Batch, EpochBatches
 from csm.errors import CsmError
 from csm.recipe import Recipe
@@ -70,8 +70,10 @@ def train(parts: Parts, start: Position) -> Position:
     Raises:
         CsmError: the loss is not finite (the step and the last good checkpoint are named), or memory ran out.
         Interrupted: a signal came; the state was saved first.
+        ProcessLost: another process of the run has ended; the state after the last update was saved first.
     """
     metrics, position = MetricsFile(parts.run.path / "metrics.jsonl"), start
+    values: dict[str, float] = {}
     metrics.rewind(start.step)
     if start.step >= parts.steps or _ended_early(start, parts.recipe):
         return start
@@ -86,7 +88,12 @@ def train(parts: Parts, start: Position) -> Position:
                 break
 
             # every step: one update
-            values = _sound(parts, done, update, done)
+            try:
+                values = _sound(parts, done, update, done)
+            except ProcessLost:
+                if done - 1 > start.step and not parts.run.checkpoint(done - 1).exists():
+                    _sound(parts, done - 1, save, replace(position, step=done - 1), values)
+                raise
 
             # every save_every steps and at the end: validate, save; every val_every: validate
             due = done % parts.save_every == 0 or done == parts.steps
@@ -101,9 +108,9 @@ def train(parts: Parts, start: Position) -> Position:
                 events.write(done, values)
             if due:
                 _sound(parts, done, save, position, values)
+            parts.watch.report(done, parts.steps, values)
             if measured and (warning := learning_by_heart(metrics.read())):
                 parts.watch.notice(warning)
-            parts.watch.report(done, parts.steps, values)
 
             # a signal: save, leave
             number = signals.received

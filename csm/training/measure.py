@@ -24,7 +24,7 @@ def validate(parts: Parts) -> dict[str, float]:
     """
     if not parts.validation:
         return {}
-    scores = [parts.trainer.score(batch) for batch in parts.validation]
+    scores = parts.trainer.scores(parts.validation)
     each = {key: np.concatenate([score[key] for score in scores]) for key in scores[0]}
     found = _losses(each, parts.recipe)
     if not math.isfinite(found["loss"]):

@@ -1,0 +1,31 @@
+"""Commands under `torchrun`: the first process runs the command, the others work for it and say nothing."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from csm.cli.console import Group, tell
+from csm.errors import CsmError
+from csm.processes import own_place
+
+
+class TogetherGroup(Group):
+    """A group of commands that may train in several processes; alone it is any other group."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        rank = 0
+        try:
+            place = own_place()
+            if place.size == 1:
+                return super().main(*args, **kwargs)
+            rank = place.rank
+            from csm.torch.processes import together
+
+            with together() as first:
+                if first:
+                    super().main(*args, **kwargs)
+        except CsmError as error:
+            if rank <= 1:  # where the first has gone without a word, one of the others says so
+                tell(error)
+            sys.exit(error.exit_code)
