@@ -17,10 +17,13 @@ import torch
 from safetensors.numpy import load_file
 from test_trainer import batch
 
+from csm.backend import Backend
 from csm.data.batches import some_examples
 from csm.data.shares import shared_out
 from csm.errors import CsmError
+from csm.model_folder import open_folder
 from csm.processes import Place, own_place
+from csm.recipe import Recipe
 from csm.torch.device import choose
 from csm.torch.gradients import extents, joined, sum_gradients
 
@@ -104,6 +107,12 @@ def test_places_are_read_from_torchruns_variables(monkeypatch: pytest.MonkeyPatc
     assert own_place() == Place(5, 8, 1, 4)
 
 
+def test_processes_that_nobody_brought_together_do_not_train(toy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("csm.backend.own_place", lambda: Place(1, 2, 1, 2))
+    with pytest.raises(CsmError, match="torchrun started 2 processes, and this script does not bring them together"):
+        Backend("cpu", "float32", "").trainer(open_folder(toy_folder), Recipe())
+
+
 @pytest.mark.parametrize(
     ("device", "cards", "found"),
     [
@@ -161,7 +170,9 @@ def test_gradients_are_summed_whole_by_row_and_where_one_has_none() -> None:
     """A dense gradient, a table's rows, one that others alone have, and one that nobody has."""
     dense, table, others, nobody = parameters = [torch.nn.Parameter(torch.ones(6, 2)) for _ in range(4)]
     dense.grad = torch.full((6, 2), 3.0)
-    table.grad = torch.sparse_coo_tensor([[4, 1, 4]], torch.tensor([[1.0, 2], [3, 4], [5, 6]]), (6, 2), check_invariants=True)
+    table.grad = torch.sparse_coo_tensor(
+        [[4, 1, 4]], torch.tensor([[1.0, 2], [3, 4], [5, 6]]), (6, 2), check_invariants=True
+    )
     mine = extents(parameters)
     assert (mine[0], mine[1].tolist(), mine[2], mine[3]) == (True, [1, 4], False, False)  # type: ignore[union-attr]
     theirs = [True, np.array([0, 4]), True, False]
