@@ -18,6 +18,7 @@ from csm.data.batches import Batch
 from csm.errors import CsmError
 from csm.frames import Frames
 from csm.model_folder import ModelFolder, open_folder
+from csm.processes import own_place
 from csm.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -91,15 +92,23 @@ class Backend:
         """A trainer over the folder's model; parameters in fp32, activations in this backend's dtype.
 
         Where `checkpoint` is given, the weights, or the adapter, are those that a run of this recipe saved there. Where
-        torchrun started several processes that stand together, all of them train.
+        torchrun started several processes, all of them train.
+
+        Raises:
+            CsmError: there are several, and nobody brought them together.
         """
+        if (size := own_place().size) == 1:
+            return self.own_trainer(folder, recipe, checkpoint)
         from csm.torch.processes import team
+        from csm.torch.shared_trainer import SharedTrainer
 
-        if processes := team():
-            from csm.torch.shared_trainer import SharedTrainer
-
-            return SharedTrainer(processes, self, folder, recipe, checkpoint)
-        return self.own_trainer(folder, recipe, checkpoint)
+        processes = team()
+        if processes is None:
+            raise CsmError(
+                f"torchrun started {size} processes, and this script does not bring them together.",
+                "Train inside `with csm.torch.processes.together() as first:`, where first is true.",
+            )
+        return SharedTrainer(processes, self, folder, recipe, checkpoint)
 
     def own_trainer(self, folder: ModelFolder, recipe: Recipe, checkpoint: Path | None = None) -> TorchTrainer:
         """As `trainer`, in this process alone."""

@@ -17,14 +17,18 @@ import torch
 from safetensors.numpy import load_file
 from test_trainer import batch
 
+from csm.backend import Backend
 from csm.data.batches import some_examples
 from csm.data.shares import shared_out
 from csm.errors import CsmError
+from csm.model_folder import open_folder
 from csm.processes import Place, own_place
+from csm.recipe import Recipe
 from csm.torch.device import choose
+from csm.torch.gradients import extents, joined, sum_gradients
 
 ROOT = Path(__file__).parents[1]
-WORDS = ("--max-steps", 4, "--accumulate", 3, "--batch-size", 2, "--save-every", 2, "--learning-rate", 1e-4)
+WORDS = ("--max-steps", 4, "--accumulate", 3, "--batch-size", 2, "--save-every", 2, "--learning-rate", 2e-5)
 MEASURED = ("frames_per_second", "peak_memory_mb")
 
 
@@ -103,6 +107,12 @@ def test_places_are_read_from_torchruns_variables(monkeypatch: pytest.MonkeyPatc
     assert own_place() == Place(5, 8, 1, 4)
 
 
+def test_processes_that_nobody_brought_together_do_not_train(toy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("csm.backend.own_place", lambda: Place(1, 2, 1, 2))
+    with pytest.raises(CsmError, match="torchrun started 2 processes, and this script does not bring them together"):
+        Backend("cpu", "float32", "").trainer(open_folder(toy_folder), Recipe())
+
+
 @pytest.mark.parametrize(
     ("device", "cards", "found"),
     [
@@ -156,6 +166,27 @@ def test_some_examples_in_any_order_are_those_examples() -> None:
     assert (again.shape, again.keys) == (whole.shape, whole.keys)
 
 
+def test_gradients_are_summed_whole_by_row_and_where_one_has_none() -> None:
+    """A dense gradient, a table's rows, one that others alone have, and one that nobody has."""
+    dense, table, others, nobody = parameters = [torch.nn.Parameter(torch.ones(6, 2)) for _ in range(4)]
+    dense.grad = torch.full((6, 2), 3.0)
+    table.grad = torch.sparse_coo_tensor(
+        [[4, 1, 4]], torch.tensor([[1.0, 2], [3, 4], [5, 6]]), (6, 2), check_invariants=True
+    )
+    mine = extents(parameters)
+    assert (mine[0], mine[1].tolist(), mine[2], mine[3]) == (True, [1, 4], False, False)  # type: ignore[union-attr]
+    theirs = [True, np.array([0, 4]), True, False]
+    covered = [joined(each) for each in zip(mine, theirs, strict=True)]
+    sum_gradients(parameters, covered, lambda flat: flat.mul_(2))  # as if the other process had the same
+    assert dense.grad.tolist() == [[6.0, 6.0]] * 6
+    assert table.grad.is_coalesced()
+    assert table.grad.indices().tolist() == [[0, 1, 4]]
+    assert table.grad.values().tolist() == [[0.0, 0.0], [6.0, 8.0], [12.0, 16.0]]
+    assert others.grad is not None
+    assert others.grad.tolist() == [[0.0, 0.0]] * 6
+    assert nobody.grad is None
+
+
 STYLE = ("style-tune", "--style-name", "x", "--decoder-fraction", 0.5)
 LORA = (*STYLE, "--method", "lora", "--lora-dropout", 0.3, "--max-grad-norm", 0.1)
 
@@ -192,7 +223,7 @@ def test_two_processes_learn_what_one_learns(toy_folder: Path, clip_folder: Path
 def test_a_run_goes_on_with_another_number_of_processes(toy_folder: Path, clip_folder: Path, tmp_path: Path) -> None:
     """torchrun is told to stop: saved once; then one process goes on, and it is as if it had been one all along."""
     straight, run = tmp_path / "straight", tmp_path / "run"
-    words = (*LORA, *WORDS, "--max-steps", 12, "--save-every", 6)
+    words = (*LORA, *WORDS, "--max-steps", 30, "--save-every", 15)
     ran(0, *training(toy_folder, clip_folder, straight, *words))
     process = started(2, *training(toy_folder, clip_folder, run, *words))
     wait_for(lambda: (run / "metrics.jsonl").is_file() and len(metrics(run)) > 2)

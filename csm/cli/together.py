@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import click
+
 from csm.cli.console import Group, tell
 from csm.errors import CsmError
 from csm.processes import own_place
 
 
-class TogetherGroup(Group):
-    """A group of commands that may train in several processes; alone it is any other group."""
+class Together(click.Command):
+    """Beside another command class: a command that may train in several processes; alone it is any other."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         rank = 0
@@ -29,3 +31,7 @@ class TogetherGroup(Group):
             if rank <= 1:  # where the first has gone without a word, one of the others says so
                 tell(error)
             sys.exit(error.exit_code)
+
+
+class TogetherGroup(Together, Group):
+    """A group of such commands."""

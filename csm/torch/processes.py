@@ -23,10 +23,10 @@ from torch import Tensor
 from csm.backend import ProcessLost
 from csm.errors import CsmError
 from csm.processes import Place, own_place
+from csm.torch.gradients import Extent, sum_gradients
 
 PATIENCE = timedelta(days=7)  # for orders: the first process may tokenise for long; its death is seen at once
 REPLY = timedelta(minutes=30)  # for a share of an update
-BUCKET_BYTES = 64 << 20  # of gradients that are summed at a time
 
 Result = TypeVar("Result")
 
@@ -125,16 +125,15 @@ class Team:
                 raise told.error(rank)
         return [reply for _, reply in replies]
 
-    def sum_gradients(self, parameters: Sequence[torch.nn.Parameter], present: Sequence[bool]) -> None:
-        """Make each gradient the sum of all processes', zero where one has none; `present` says which anyone has."""
-        self.midway = True
-        for bucket in _buckets([p for p, there in zip(parameters, present, strict=True) if there]):
-            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
-            flat = torch.cat([grad.flatten() for grad in grads])
+    def sum_gradients(self, parameters: Sequence[torch.nn.Parameter], covered: Sequence[Extent]) -> None:
+        """Make each gradient the sum of all processes'; see `csm.torch.gradients.sum_gradients`."""
+
+        def add_up(flat: Tensor) -> None:
             with self._missing():
                 dist.all_reduce(flat, group=self._gradients)
-            for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
-                parameter.grad = part.view_as(parameter)
+
+        self.midway = True
+        sum_gradients(parameters, covered, add_up)
         self.midway = False
 
     def tell_late(self, error: Exception) -> None:
@@ -155,19 +154,6 @@ class Team:
 
 class Told(Exception):
     """The first process has heard of a failure here or elsewhere, and will end the run."""
-
-
-def _buckets(parameters: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
-    bucket: list[torch.nn.Parameter] = []
-    size = 0
-    for parameter in parameters:
-        if bucket and (size + parameter.nbytes > BUCKET_BYTES or parameter.dtype != bucket[0].dtype):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(parameter)
-        size += parameter.nbytes
-    if bucket:
-        yield bucket
 
 
 _team: list[Team] = []

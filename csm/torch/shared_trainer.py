@@ -22,8 +22,11 @@ from csm.data.shares import Numbered, shared_out
 from csm.errors import CsmError
 from csm.model_folder import ModelFolder
 from csm.recipe import Recipe
+from csm.torch.gradients import Extent, extents, joined
 from csm.torch.processes import Team, Told, checksum
 from csm.torch.trainer import TorchTrainer
+
+ROUND = 8  # batches that a process scores before it replies
 
 Scores = dict[str, np.ndarray]
 
@@ -62,12 +65,19 @@ class SharedTrainer:
 
         Where one has died, the first scores alone, so that what was learned is saved; the next update ends the run.
         """
-        size = self.team.own.size
+        size, found = self.team.own.size, []
         try:
-            self.team.order([("scores", batches[rank::size]) for rank in range(size)])
-            each = self.team.agreed(lambda: self.local.scores(batches[::size]))
+            for start in range(0, len(batches), size * ROUND):  # a few at a time: a validation set may be large
+                found += self._scored(batches[start : start + size * ROUND])
         except ProcessLost:
             return self.local.scores(batches)
+        return found
+
+    def _scored(self, batches: Sequence[Batch]) -> list[Scores]:
+        size = self.team.own.size
+        shares = [batches[rank::size] for rank in range(size)]
+        self.team.order([("scores", share) for share in shares])
+        each = self.team.agreed(lambda: self.local.scores(shares[0]))
         return [each[i % size][i // size] for i in range(len(batches))]
 
     def load(self, folder: Path) -> None:
@@ -168,12 +178,11 @@ def _step(
     """This process's part of an update: its share of the gradients, then the update that all make alike."""
     parameters = [p for group in local.optimizer.param_groups for p in group["params"]]
 
-    def accumulate() -> tuple[tuple[float, float], list[bool]]:
-        return local.accumulate(share, tokens), [p.grad is not None for p in parameters]
+    def accumulate() -> tuple[tuple[float, float], list[Extent]]:
+        return local.accumulate(share, tokens), extents(parameters)
 
     replies = team.agreed(accumulate)
-    present = [any(there) for there in zip(*(found for _, found in replies), strict=True)]
-    team.sum_gradients(parameters, present)
+    team.sum_gradients(parameters, [joined(each) for each in zip(*(found for _, found in replies), strict=True)])
     semantic, acoustic = (sum(sums) for sums in zip(*(sums for sums, _ in replies), strict=True))
     try:
         return local.apply(semantic, acoustic, learning_rate)
