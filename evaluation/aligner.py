@@ -78,7 +78,8 @@ class PhoneAligner:
         if self._process is None:
             command = [sys.executable, "-m", "evaluation.alignment_process"]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         try:
             self._process.stdin.write(json.dumps(question).encode() + b"\n" + samples)
             self._process.stdin.flush()

@@ -31,7 +31,7 @@ def shape_rows(
         CsmError: nothing is left, a folder is missing, or what the work needs is not installed.
     """
     from csm.data.cutting import PIECE_SECONDS, Cutting, cut
-    from csm.data.faults import require_usable, render
+    from csm.data.faults import render, require_usable
 
     if flags.get("denoise"):
         rows, faults = _denoise(rows, faults, flags.get("cache_dir"))

@@ -82,6 +82,7 @@ def finetune(preset: str, flags: dict[str, Any]) -> Path | None:
     """Fine-tune as a command's flags say; the best checkpoint's folder, None after a dry run."""
     if flags["resume"] and flags["fresh"]:
         raise click.UsageError("--resume and --fresh exclude each other.")
+    from csm.cli.cutting import shape_rows
     from csm.data.manifest import read_data
     from csm.training.finetuner import CSMFineTuner
 
@@ -96,6 +97,7 @@ def finetune(preset: str, flags: dict[str, Any]) -> Path | None:
         _say_epochs(tuner)
         return None
     rows, faults = read_data(flags["data_paths"], flags["audio_dir"], flags["transcript_dir"], flags["speaker_id"])
+    rows, faults = shape_rows(rows, faults, flags)
     return _train(tuner, rows, faults, flags)
 
 
