@@ -26,10 +26,11 @@ from csm.data.row import Row
 from csm.errors import CsmError
 
 STRENGTH = 0.9  # of the noise that the gate takes: some is left, since holes sound worse than hiss
+WINDOW_SECONDS = 0.064
 BLOCK_SECONDS = 0.1
 QUIETEST_SHARE = 0.1
 DIGITAL_SILENCE_DBFS = -90.0
-SETTINGS = f"denoise 1: stationary {STRENGTH}, from {QUIETEST_SHARE} in blocks of {BLOCK_SECONDS} s"
+SETTINGS = f"denoise 1: stationary {STRENGTH}, {WINDOW_SECONDS} s, from {QUIETEST_SHARE} in blocks of {BLOCK_SECONDS} s"
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,11 @@ def reduce_noise(wave: np.ndarray, rate: int) -> np.ndarray:
     noise = _quietest(wave, rate)
     if len(noise) == 0:
         return wave
-    return gate(y=wave, sr=rate, y_noise=noise, stationary=True, prop_decrease=STRENGTH).astype(np.float32)
+    points = 2 ** round(np.log2(WINDOW_SECONDS * rate))
+    # the library's smoothing of the mask takes more of the speech than of the noise: 13 dB against 32 at 29 dB of noise
+    unsmoothed = {"freq_mask_smooth_hz": None, "time_mask_smooth_ms": None}
+    quiet = gate(y=wave, sr=rate, y_noise=noise, stationary=True, prop_decrease=STRENGTH, n_fft=points, **unsmoothed)
+    return quiet.astype(np.float32)
 
 
 def _quietest(wave: np.ndarray, rate: int) -> np.ndarray:
