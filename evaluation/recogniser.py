@@ -99,13 +99,13 @@ def _open(name: str, threads: int) -> Any:
     if wheel and wheel.origin:
         path = Path(wheel.origin).parent / "model"
     if not path.is_dir() and name not in available_models():
-        raise CsmError(
-            f"There is no recogniser {name}.", f"Give a folder, or one of {', '.join(available_models())}."
-        )
+        raise CsmError(f"There is no recogniser {name}.", f"Give a folder, or one of {', '.join(available_models())}.")
     try:
         return WhisperModel(
             str(path) if path.is_dir() else name, device="cpu", compute_type="int8", cpu_threads=threads
         )
     except (OSError, RuntimeError, ValueError) as error:  # offline, or damaged
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise CsmError(f"The recogniser {name} cannot be opened ({reason}).", f"{_INSTALL}, which brings {DEFAULT}.") from error
+        raise CsmError(
+            f"The recogniser {name} cannot be opened ({reason}).", f"{_INSTALL}, which brings {DEFAULT}."
+        ) from error

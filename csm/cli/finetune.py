@@ -19,6 +19,7 @@ from csm.cli.options import (
     takes_base,
 )
 from csm.cli.plot import plot
+from csm.cli.prepare import prepare
 from csm.cli.run_options import names_terms, run_layer, steers_run
 from csm.cli.stages import run, stages
 
@@ -199,7 +200,7 @@ _preset_command("style-tune", "Take on a way of speaking: all parts learn, codeb
 _preset_command("domain", "Learn a domain's words: the backbone learns, the voice stays.")
 _preset_command("conversation", "Learn to answer in a dialogue: earlier turns are context.")
 
-for _command in (run, stages, plot):
+for _command in (run, stages, plot, prepare):
     main.add_command(_command)
 
 

@@ -87,7 +87,7 @@ def _join_short(
         options = []
         if ends[stop - 1] - begins[start] < SHORTEST_SECONDS:
             for one, other in ((at - 1, at), (at, at + 1)):
-                if 0 <= one and other < len(runs):
+                if one >= 0 and other < len(runs):
                     pause = sounds[runs[other][0]].start - sounds[runs[one][1] - 1].end
                     seconds = ends[runs[other][1] - 1] - begins[runs[one][0]]
                     if pause <= FARTHEST_SECONDS and seconds <= LONGEST_SECONDS:
