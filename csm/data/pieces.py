@@ -56,6 +56,6 @@ def _short_cost(seconds: float) -> float:
 
 
 def _cut_cost(words: Sequence[Word], at: int) -> float:
-    """Nothing in a pause, two pieces' worth where one word runs into the next."""
+    """Nothing in a pause, four pieces' worth where one word runs into the next."""
     pause = max(0.0, words[at].start - words[at - 1].end)
-    return 2 * max(0.0, 1 - pause / PAUSE_SECONDS) ** 2
+    return 4 * max(0.0, 1 - pause / PAUSE_SECONDS) ** 2
