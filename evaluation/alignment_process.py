@@ -70,18 +70,22 @@ def align(decoder: Any, tokens: list[str], samples: bytes) -> dict[str, Any]:
 
 
 def _times(decoder: Any, words: list[str], samples: bytes) -> list[tuple[float, float]] | None:
+    """Where the words are; None where the search lost them, as it does over a word that is not said."""
     decoder.set_align_text(" ".join(words))
     _run(decoder, samples)
-    if not any(segment.word in (words[-1], "</s>") for segment in decoder.seg() or ()):
+    if [name for name in (_bare(segment.word) for segment in decoder.seg() or ()) if name] != words:
         return None
     decoder.set_alignment()
     _run(decoder, samples)
-    found = [
-        (re.sub(r"\(\d+\)$", "", word.name), word.start * FRAME_SECONDS, (word.start + word.duration) * FRAME_SECONDS)
-        for word in decoder.get_alignment() or ()
-        if not re.match(r"[<\[+]", word.name)
-    ]
-    return [(start, end) for _, start, end in found] if [name for name, _, _ in found] == words else None
+    found = [word for word in decoder.get_alignment() or () if _bare(word.name)]
+    if [_bare(word.name) for word in found] != words:
+        return None
+    return [(word.start * FRAME_SECONDS, (word.start + word.duration) * FRAME_SECONDS) for word in found]
+
+
+def _bare(name: str) -> str:
+    """A word without the number of its pronunciation; nothing for silence and noise."""
+    return "" if name[0] in "<[+" else re.sub(r"\(\d+\)$", "", name)
 
 
 def _run(decoder: Any, samples: bytes) -> None:
