@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml
 
 # what tests, lint and the script that made the example voice need besides
 $(DEV): $(INSTALLED)
-	$(BIN)/pip install --quiet -e ".[dev,teacher]"
+	$(BIN)/pip install --quiet -e ".[dev,teacher,align,asr,denoise]"
 	@touch $@
 
 demo: $(INSTALLED)

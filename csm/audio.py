@@ -69,6 +69,21 @@ def _part(path: Path, start: float | None, end: float | None, seconds: float, ra
     return round(first * rate), -1 if end is None else round(min(last, seconds) * rate) - round(first * rate)
 
 
+def seconds_of(path: str | Path) -> float | None:
+    """How long a sound file lasts, by its header where that says so; None for what `read_audio` refuses."""
+    import soundfile
+
+    try:
+        with _QuietStderr():
+            return float(soundfile.info(str(path)).duration)
+    except (soundfile.LibsndfileError, TypeError):  # a header without samples, or another reader's format
+        try:
+            wave, rate = read_audio(path)
+        except (CsmError, OSError):
+            return None
+        return len(wave) / rate
+
+
 def load_wave(path: str | Path, rate: int = SAMPLE_RATE) -> np.ndarray:
     """The file's mono wave `(samples,)` at `rate` Hz. Raises as `read_audio`."""
     wave, own_rate = read_audio(path)

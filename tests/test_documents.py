@@ -295,7 +295,6 @@ def test_the_guides_use_cases(place: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="alignments are not read yet", strict=True)
 def test_the_guides_alignments(place: Path) -> None:
     run(place, "lora: data", "--fresh")
     kept = recipe("fine_tuned_model")

@@ -175,10 +175,6 @@ def test_biases_are_not_merged_and_it_is_said_before_the_work(go: Run) -> None:
     assert not out.exists()
 
 
-def test_alignments_are_not_passed_over_in_silence(go: Run, tmp_path: Path) -> None:
-    assert "--alignment-dir" in said(go("--alignment-dir", tmp_path, code=1))
-
-
 def test_a_sample_is_spoken_at_the_end(go: Run, plain: Path) -> None:
     words = ["--generate-samples", "--sample-prompt"]
     runs = [go(*words, "good morning."), go(*words, "good evening.")]

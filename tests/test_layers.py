@@ -32,6 +32,9 @@ TOP_LEVEL = {  # third party: the places that import it when they are imported
     "parselmouth": (),
     "resemblyzer": (),
     "matplotlib": (),
+    "faster_whisper": (),
+    "pocketsphinx": (),
+    "noisereduce": (),
     "tensorboard": (),
     "tinydb": ("profiles/",),
     "click": ("csm/cli/",),
@@ -48,6 +51,9 @@ IN_FUNCTIONS = {  # and those whose functions import it
     "matplotlib": ("csm/training/curves.py",),
     "transformers": ("csm/codec.py", "csm/tiny_codec.py"),
     "parselmouth": ("evaluation/",),
+    "faster_whisper": ("evaluation/",),
+    "pocketsphinx": ("evaluation/",),
+    "noisereduce": ("csm/data/denoise.py",),
 }
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "base", "misc", "manager", "managers", "tools"}
 

@@ -20,6 +20,7 @@ from csm.cli.options import (
     takes_base,
 )
 from csm.cli.plot import plot
+from csm.cli.prepare import prepare
 from csm.cli.reference_commands import full, lora
 from csm.cli.run_options import begins_run, names_terms, run_layer, steers_run
 from csm.cli.stages import run, stages
@@ -92,6 +93,7 @@ def finetune(preset: str, flags: dict[str, Any], saved: Saved | None = None) -> 
     """
     if flags["resume"] and flags["fresh"]:
         raise click.UsageError("--resume and --fresh exclude each other.")
+    from csm.cli.cutting import shape_rows
     from csm.data.manifest import read_data
     from csm.training.finetuner import CSMFineTuner
 
@@ -105,19 +107,20 @@ def finetune(preset: str, flags: dict[str, Any], saved: Saved | None = None) -> 
     if flags["dry_run"]:
         _say_epochs(tuner)
         return None
-    _refuse_alignments(flags.get("alignment_dir"))
     rows, faults = read_data(flags["data_paths"], flags["audio_dir"], flags["transcript_dir"], flags["speaker_id"])
-    held = read_data(paths, speaker=flags["speaker_id"]) if (paths := flags.get("val_data_paths")) else None
-    return _train(tuner, rows, faults, flags, held, saved)
+    rows, faults = shape_rows(rows, faults, flags)
+    return _train(tuner, rows, faults, flags, _held(flags), saved)
 
 
-def _refuse_alignments(folder: Path | None) -> None:
-    """The one place that knows that alignments are not read yet: `read_data` is to take the folder."""
-    from csm.errors import CsmError
+def _held(flags: dict[str, Any]) -> Any:
+    """The rows and faults of --val-data-path, shaped as what is learned is; alignments belong to that alone."""
+    from csm.cli.cutting import shape_rows
+    from csm.data.manifest import read_data
 
-    if folder is not None:
-        raise CsmError(f"--alignment-dir {folder} cannot be used: this version does not read alignments yet.",
-                       "Leave it out: clips of up to 90 seconds are learned from whole.")  # fmt: skip
+    paths = flags.get("val_data_paths")
+    if not paths:
+        return None
+    return shape_rows(*read_data(paths, speaker=flags["speaker_id"]), {**flags, "alignment_dir": None})
 
 
 def _say_epochs(tuner: Any) -> None:
@@ -236,7 +239,7 @@ _preset_command("style-tune", "Take on a way of speaking: all parts learn, codeb
 _preset_command("domain", "Learn a domain's words: the backbone learns, the voice stays.")
 _preset_command("conversation", "Learn to answer in a dialogue: earlier turns are context.")
 
-for _command in (full, lora, run, stages, plot):
+for _command in (full, lora, run, stages, plot, prepare):
     main.add_command(_command)
 
 

@@ -19,7 +19,6 @@ PROMPT = "This is a test of the fine-tuned voice model."
 @takes_base
 @click.option("--output-dir", required=True, type=PATH, help="the run folder, and the guide's files at its top")
 @reads_data
-@click.option("--alignment-dir", type=PATH, help="a file of word times for each sound file, by the same relative name")
 @shapes_recipe
 @adapts
 @click.option(

@@ -45,7 +45,7 @@ class Listener:
         self.backend, self.run, self.prompts, self.reference = backend, run, prompts or DEFAULT_TEXTS, reference
         learned = [row for row in rows if speakers is None or row.speaker in speakers]
         self.speaker = Counter(row.speaker for row in learned).most_common(1)[0][0]
-        self.recordings = [row.audio for row in learned if row.speaker == self.speaker][:RECORDINGS]
+        self.recordings = [row for row in learned if row.speaker == self.speaker][:RECORDINGS]
 
     def __call__(self, folder: Path, step: int) -> dict[str, float]:
         """`speaker_similarity`, the mean over the prompts, 0 for one that was not spoken; and how many were."""
@@ -78,5 +78,7 @@ class Listener:
 
         if self.reference:
             return Reference.from_folder(self.reference).embedding
-        recordings = [Sample(path.name, None, 0, *read_audio(path)) for path in self.recordings]
+        recordings = [
+            Sample(row.audio.name, None, 0, *read_audio(row.audio, row.start, row.end)) for row in self.recordings
+        ]
         return Reference.from_recordings("the data's recordings", recordings).embedding

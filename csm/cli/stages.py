@@ -15,7 +15,7 @@ from csm.errors import CsmError
 OF_FILE = ("base", "output_dir", "stages")
 OF_STAGE = (
     "name", "preset", "data_path", "audio_dir", "transcript_dir", "speaker_id", "output_dir", "terms", "reference",
-    "recipe", "strict",
+    "recipe", "strict", "alignment_dir", "align", "piece_seconds", "denoise",
 )  # fmt: skip
 
 
@@ -111,7 +111,8 @@ def _data(path: Path, stage: dict[str, Any]) -> dict[str, Any]:
     return {
         "data_paths": [_whole(path, one) for one in (paths if isinstance(paths, list) else [paths])],
         **{key: _whole(path, stage[key]) if stage.get(key) else None
-           for key in ("audio_dir", "transcript_dir", "terms", "reference")},
+           for key in ("audio_dir", "transcript_dir", "alignment_dir", "terms", "reference")},
+        **{key: stage.get(key) for key in ("align", "piece_seconds", "denoise")},
         "speaker_id": stage.get("speaker_id"),
         "strict": bool(stage.get("strict")),
     }  # fmt: skip

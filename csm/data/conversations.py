@@ -152,16 +152,16 @@ def _turns(path: Path, text: str, document: list[Any]) -> list[tuple[_Place, Any
     """Every turn with its place; a conversation that is no list, or has no turns, is its own turn number 0."""
     newlines = [match.start() for match in re.finditer("\n", text)]
     turns = []
-    for number, (conversation, at) in enumerate(zip(document, _elements(text, text.index("[")), strict=True), 1):
+    for number, (conversation, at) in enumerate(zip(document, elements(text, text.index("[")), strict=True), 1):
         if not isinstance(conversation, list) or not conversation:
             turns.append((_Place(path, bisect(newlines, at) + 1, number, 0), conversation))
             continue
-        for count, (turn, start) in enumerate(zip(conversation, _elements(text, at), strict=True), 1):
+        for count, (turn, start) in enumerate(zip(conversation, elements(text, at), strict=True), 1):
             turns.append((_Place(path, bisect(newlines, start) + 1, number, count), turn))
     return turns
 
 
-def _elements(text: str, at: int) -> list[int]:
+def elements(text: str, at: int) -> list[int]:
     """Where the elements begin of the array that opens at `at`; the text is known to be JSON."""
     decoder, starts = json.JSONDecoder(), []
     at = _next(text, at + 1)

@@ -7,17 +7,36 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from csm.data.codes import CodedTurn
+from csm.data.row import Row
 from csm.errors import CsmError
 from csm.frames import Frames, join, turn
 from csm.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True)
+class Part:
+    """A sound file from `start` to `end` seconds."""
+
+    file: Path
+    start: float
+    end: float
+
+    @classmethod
+    def of(cls, row: Row) -> Part:
+        return cls(row.audio, row.start or 0.0, math.inf if row.end is None else row.end)
+
+    def overlaps(self, other: Part | None) -> bool:
+        return other is not None and self.file == other.file and self.start < other.end and other.start < self.end
 
 
 @dataclass(frozen=True)
@@ -25,7 +44,8 @@ class Source:
     """A turn that may be a target: its own rows, and where its context comes from.
 
     `before` are the turns of its conversation that precede it, nearest last; a clip that stands alone has none and takes
-    other recordings of its speaker in the same split.
+    other recordings of its speaker in the same split. `part` is the sound file, and where in it the turn lies: what
+    overlaps the turn is never its context.
     """
 
     id: str
@@ -35,6 +55,7 @@ class Source:
     alone: bool = True
     text: str = ""
     weight: float = 1.0
+    part: Part | None = None
 
     @cached_property
     def sound(self) -> bytes:
@@ -79,12 +100,13 @@ def make_sources(
     out, names = [], Counter[str]()
     for conversation in conversations:
         rows = [turn(tokenizer.encode(t.row.text, t.row.speaker), t.codes, codebooks, t.ends) for t in conversation]
-        sources = []
+        parts, sources = [Part.of(t.row) for t in conversation], []
         for i, t in enumerate(conversation):
             names[t.row.name] += 1
             id = t.row.name if names[t.row.name] == 1 else f"{t.row.name} ({names[t.row.name]})"
+            before = tuple(rows[j] for j in range(i) if not parts[i].overlaps(parts[j]))
             alone = len(conversation) == 1
-            sources.append(Source(id, t.row.speaker, rows[i], tuple(rows[:i]), alone, t.row.text, t.row.weight))
+            sources.append(Source(id, t.row.speaker, rows[i], before, alone, t.row.text, t.row.weight, parts[i]))
         out.append(sources)
     return out
 
@@ -94,8 +116,8 @@ def split(
 ) -> tuple[list[Source], list[Source]]:
     """Train and validation sources; whole conversations (or files) go to one side, at least one to each.
 
-    Conversations that share a recording stay together, so that nothing validated on was trained on. Those with a source
-    `of_note` are divided by themselves, so that both sides have some where there are two.
+    Conversations that share a recording, or are parts of one sound file, stay together, so that nothing validated on was
+    trained on. Those with a source `of_note` are divided by themselves, so that both sides have some where there are two.
 
     Raises:
         CsmError: a validation share is wanted and there is nothing to divide.
@@ -121,7 +143,7 @@ def _drawn(groups: list[list[int]], share: float, seed: int) -> list[list[int]]:
 
 
 def _sharing_sound(conversations: list[list[Source]]) -> list[list[int]]:
-    """Numbers of conversations, together where they share a recording, in the order of their first."""
+    """Numbers of conversations, together where they share a recording or a sound file, in the order of their first."""
     parent = list(range(len(conversations)))
 
     def root(number: int) -> int:
@@ -129,11 +151,13 @@ def _sharing_sound(conversations: list[list[Source]]) -> list[list[int]]:
             parent[number] = number = parent[parent[number]]
         return number
 
-    first: dict[bytes, int] = {}
+    first: dict[bytes | Path, int] = {}
     for number, conversation in enumerate(conversations):
         for source in conversation:
-            one, other = sorted((root(first.setdefault(source.sound, number)), root(number)))
-            parent[other] = one
+            recordings: list[bytes | Path] = [source.sound, *([source.part.file] if source.part else [])]
+            for recording in recordings:
+                one, other = sorted((root(first.setdefault(recording, number)), root(number)))
+                parent[other] = one
     groups: dict[int, list[int]] = {}
     for number in range(len(conversations)):
         groups.setdefault(root(number), []).append(number)
@@ -209,7 +233,7 @@ class ExampleSet:
         draw = rng_for(self.seed, epoch, source.id, "context")
         pool = self._pools[source.speaker]
         chosen = (pool[i] for i in draw.permutation(len(pool)))
-        others = (s.own for s in chosen if s.sound != source.sound)
+        others = (s.own for s in chosen if s.sound != source.sound and not (s.part and s.part.overlaps(source.part)))
         return list(itertools.islice(others, self.context_turns))
 
     def depth_frames(self, example: Example, epoch: int, fraction: float) -> np.ndarray:

@@ -20,6 +20,7 @@ from csm.adapters.plan import plan_adapters
 from csm.backend import Backend, choose_backend
 from csm.data.batches import EpochBatches, validation_batches
 from csm.data.codes import CodeCache, Tokenised, data_fingerprint, default_cache_folder, tokenise
+from csm.data.cutting import Cutting, cut
 from csm.data.examples import ExampleSet, Source, make_sources, split
 from csm.data.faults import Fault, render
 from csm.data.row import Row
@@ -132,8 +133,15 @@ class CSMFineTuner:
         faults: Sequence[Fault] = (),
         progress: Callable[[int, int], None] | None = None,
         strict: bool = False,
+        cutting: Cutting | None = None,
     ) -> Tokenised:
-        """Codes of rows that were read from files, through the cache. Raises as `csm.data.codes.tokenise`."""
+        """Codes of rows that were read from files, through the cache; `cutting` first cuts the long ones.
+
+        Raises as `csm.data.cutting.cut` and `csm.data.codes.tokenise`.
+        """
+        if cutting:
+            pieces = cut(conversations, cutting)
+            conversations, faults = pieces.conversations, [*faults, *pieces.faults]
         cache = CodeCache(self.cache_folder, self.backend.codec(self.base))
         found = tokenise(conversations, cache, progress, faults=faults, strict=strict)
         return fit_turns(found, self.base, self.resolved.recipe, strict)
