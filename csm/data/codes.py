@@ -10,6 +10,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,26 +20,33 @@ import platformdirs
 from csm.data.clips import SETTINGS, load_sound, text_fault
 from csm.data.faults import Fault, render, require_usable
 from csm.data.row import Row
+from csm.data.turns import CodedTurn, Turns
 
 if TYPE_CHECKING:  # it imports torch
     from csm.codec import Codec
 
 
 @dataclass(frozen=True)
-class CodedTurn:
-    """A row and its codes `(K, T)` int64, without an end-of-speech frame."""
-
-    row: Row
-    codes: np.ndarray
-
-
-@dataclass(frozen=True)
 class Tokenised:
     """The conversations that are left to train on, what was left out, and the frames a second of the codes."""
 
-    conversations: list[list[CodedTurn]]
+    conversations: Sequence[Sequence[CodedTurn]]
     faults: list[Fault]
     frame_rate: float
+
+    @cached_property
+    def turns(self) -> Turns:
+        """The conversations as columns."""
+        return Turns.of(self.conversations)
+
+    @property
+    def speakers(self) -> list[int]:
+        return np.unique(self.turns.speakers).tolist()
+
+    def minutes(self, of: np.ndarray | None = None) -> float:
+        """Minutes of all turns, or of those that a mask `(N,)` names."""
+        frames = self.turns.frames if of is None else self.turns.frames[of]
+        return int(frames.sum(dtype=np.int64)) / self.frame_rate / 60
 
 
 class CodeCache:
@@ -175,12 +183,10 @@ def _with_places(fault: Fault, places: list[str]) -> Fault:
 
 def summary(tokenised: Tokenised) -> str:
     """What is used, in one line: conversations where they have several turns, clips, minutes, speakers, skipped."""
-    turns = [turn for conversation in tokenised.conversations for turn in conversation]
-    minutes = sum(turn.codes.shape[1] for turn in turns) / tokenised.frame_rate / 60
-    speakers = sorted({turn.row.speaker for turn in turns})
+    clips, speakers = len(tokenised.turns.frames), tokenised.speakers
     named = ", ".join(map(str, speakers[:8])) + (f" ... ({len(speakers)} in all)" if len(speakers) > 8 else "")
-    parts = [_count(len(turns), "clip"), f"{minutes:.1f} minutes", f"speaker{'s' * (len(speakers) > 1)} {named}"]
-    if len(tokenised.conversations) < len(turns):
+    parts = [_count(clips, "clip"), f"{tokenised.minutes():.1f} minutes", f"speaker{'s' * (len(speakers) > 1)} {named}"]
+    if len(tokenised.conversations) < clips:
         parts.insert(0, _count(len(tokenised.conversations), "conversation"))
     skipped = len(render(tokenised.faults).splitlines())
     return f"{', '.join(parts)}; {skipped} skipped"
@@ -188,13 +194,9 @@ def summary(tokenised: Tokenised) -> str:
 
 def data_fingerprint(conversations: Sequence[Sequence[CodedTurn]]) -> str:
     """A hash of names, texts, speakers and codes, in their order and grouping, wherever the files lie."""
-    digest = hashlib.sha256()
-    for conversation in conversations:
-        digest.update(f"{len(conversation)}\n".encode())
-        for turn in conversation:
-            head = [turn.row.name, turn.row.text, turn.row.speaker, list(turn.codes.shape)]
-            digest.update(json.dumps(head).encode() + b"\n")
-            digest.update(np.ascontiguousarray(turn.codes, dtype="<i8").tobytes())
+    turns = Turns.of(conversations)
+    digest = hashlib.sha256(np.asarray(turns.starts, "<i8").tobytes())
+    digest.update(turns.identities.tobytes())
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""From tokenised conversations to training examples: a target turn, the context before it, and the split.
+"""Training examples: a target turn and the context before it.
 
 Every choice is a function of (seed, epoch, example id), drawn in numpy, so that backends, processes and resumed runs agree.
 """
@@ -7,38 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from csm.data.codes import CodedTurn
+from csm.data.draws import rng_for
+from csm.data.sources import Source, Sources
 from csm.errors import CsmError
-from csm.frames import Frames, join, turn
-from csm.tokenizer import TextTokenizer
-
-
-@dataclass(frozen=True)
-class Source:
-    """A turn that may be a target: its own rows, and where its context comes from.
-
-    `before` are the turns of its conversation that precede it, nearest last; a clip that stands alone has none and takes
-    other recordings of its speaker in the same split.
-    """
-
-    id: str
-    speaker: int
-    own: Frames
-    before: tuple[Frames, ...] = ()
-    alone: bool = True
-    text: str = ""
-
-    @cached_property
-    def sound(self) -> bytes:
-        """The codes of its own audio: two turns of one recording are told by it, whatever they are called."""
-        return self.own.frames[self.own.audio_rows, :-1].tobytes()
+from csm.frames import Frames, join
 
 
 @dataclass(frozen=True)
@@ -64,79 +42,6 @@ class Example:
         return rows[rows >= self.target_start]
 
 
-def rng_for(seed: int, epoch: int, name: str, purpose: str) -> np.random.Generator:
-    """The generator of one choice: the same on every machine and backend."""
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{purpose}/{name}".encode(), digest_size=16).digest()
-    return np.random.default_rng(int.from_bytes(digest, "little"))
-
-
-def make_sources(
-    conversations: Sequence[Sequence[CodedTurn]], tokenizer: TextTokenizer, codebooks: int
-) -> list[list[Source]]:
-    """Tokenise the texts; one list a conversation, so that the split keeps conversations whole."""
-    out, names = [], Counter[str]()
-    for conversation in conversations:
-        rows = [turn(tokenizer.encode(t.row.text, t.row.speaker), t.codes, codebooks) for t in conversation]
-        sources = []
-        for i, t in enumerate(conversation):
-            names[t.row.name] += 1
-            id = t.row.name if names[t.row.name] == 1 else f"{t.row.name} ({names[t.row.name]})"
-            sources.append(Source(id, t.row.speaker, rows[i], tuple(rows[:i]), len(conversation) == 1, t.row.text))
-        out.append(sources)
-    return out
-
-
-def split(
-    conversations: list[list[Source]], share: float, seed: int, of_note: Callable[[Source], bool] | None = None
-) -> tuple[list[Source], list[Source]]:
-    """Train and validation sources; whole conversations (or files) go to one side, at least one to each.
-
-    Conversations that share a recording stay together, so that nothing validated on was trained on. Those with a source
-    `of_note` are divided by themselves, so that both sides have some where there are two.
-
-    Raises:
-        CsmError: a validation share is wanted and there is nothing to divide.
-    """
-    if share == 0:
-        return [s for c in conversations for s in c], []
-    groups = _sharing_sound(conversations)
-    if len(groups) < 2:
-        raise CsmError(
-            "one clip or conversation cannot be split into training and validation.", "Give more, or --val-split 0."
-        )
-    noted = [g for g in groups if of_note and any(of_note(s) for number in g for s in conversations[number])]
-    strata = [part for part in (noted, [g for g in groups if g not in noted]) if len(part) > 1] or [groups]
-    held = {number for part in strata for group in _drawn(part, share, seed) for number in group}
-    train = [s for i, c in enumerate(conversations) if i not in held for s in c]
-    validation = [s for i, c in enumerate(conversations) if i in held for s in c]
-    return train, validation
-
-
-def _drawn(groups: list[list[int]], share: float, seed: int) -> list[list[int]]:
-    count = min(max(1, round(share * len(groups))), len(groups) - 1)
-    return [groups[i] for i in rng_for(seed, 0, "", "split").permutation(len(groups))[:count].tolist()]
-
-
-def _sharing_sound(conversations: list[list[Source]]) -> list[list[int]]:
-    """Numbers of conversations, together where they share a recording, in the order of their first."""
-    parent = list(range(len(conversations)))
-
-    def root(number: int) -> int:
-        while parent[number] != number:
-            parent[number] = number = parent[parent[number]]
-        return number
-
-    first: dict[bytes, int] = {}
-    for number, conversation in enumerate(conversations):
-        for source in conversation:
-            one, other = sorted((root(first.setdefault(source.sound, number)), root(number)))
-            parent[other] = one
-    groups: dict[int, list[int]] = {}
-    for number in range(len(conversations)):
-        groups.setdefault(root(number), []).append(number)
-    return list(groups.values())
-
-
 class ExampleSet:
     """The examples of one split, with the context that an epoch draws for them.
 
@@ -154,27 +59,36 @@ class ExampleSet:
     def __init__(
         self, sources: Sequence[Source], context_turns: int, longest: int, seed: int, context_dropout: float = 0.0
     ):
-        self.sources, self.context_turns, self.longest, self.seed = list(sources), context_turns, longest, seed
+        self.sources, self.context_turns, self.longest, self.seed = Sources.of(sources), context_turns, longest, seed
         self.context_dropout = context_dropout
-        for source in self.sources:
-            if len(source.own) > longest:
-                raise CsmError(
-                    f"{source.id} needs {len(source.own)} rows and the model takes {longest}.", "Cut it into clips."
-                )
-        self._pools: dict[int, list[int]] = {}  # of each speaker, the clips that stand alone
-        for index, source in enumerate(self.sources):
-            if source.alone:
-                self._pools.setdefault(source.speaker, []).append(index)
-        self._plain = [Example(s.id, s.own, 0) for s in self.sources] if context_turns == 0 else None
+        too_long = np.flatnonzero(self.sources.rows > longest)
+        if len(too_long):
+            source = self.sources[int(too_long[0])]
+            raise CsmError(
+                f"{source.id} needs {len(source.own)} rows and the model takes {longest}.", "Cut it into clips."
+            )
+        self._pools = self.sources.alone_by_speaker() if context_turns else {}
 
     def __len__(self) -> int:
         return len(self.sources)
 
+    @cached_property
+    def most_rows(self) -> np.ndarray:
+        """(N,) rows that each example has at most, in whichever epoch: its own and the longest context it may draw."""
+        own, turns = self.sources.rows, self.context_turns
+        if turns == 0:
+            return own
+        context = self.sources.rows_before(self.sources.numbers, turns)
+        for pool in self._pools.values():
+            longest = np.sort(own[pool])[::-1][:turns]
+            context[pool] = longest.sum()
+        return np.minimum(own + context, self.longest).astype(np.int32)
+
     def example(self, index: int, epoch: int) -> Example:
         """The example of a source in an epoch, with that epoch's context."""
-        if self._plain is not None:
-            return self._plain[index]
         source = self.sources[index]
+        if self.context_turns == 0:
+            return Example(source.id, source.own, 0)
         context = self._context(index, epoch)
         room = self.longest - len(source.own)
         kept: list[Frames] = []
@@ -193,9 +107,9 @@ class ExampleSet:
         if not source.alone:
             return list(source.before[-self.context_turns :])
         draw = rng_for(self.seed, epoch, source.id, "context")
-        pool = self._pools[source.speaker]
-        chosen = (self.sources[pool[i]] for i in draw.permutation(len(pool)))
-        others = (s.own for s in chosen if s.sound != source.sound)
+        pool, sounds = self._pools[source.speaker], self.sources.sounds
+        chosen = (int(pool[i]) for i in draw.permutation(len(pool)))
+        others = (self.sources[i].own for i in chosen if sounds[i] != sounds[index])
         return list(itertools.islice(others, self.context_turns))
 
     def depth_frames(self, example: Example, epoch: int, fraction: float) -> np.ndarray:

@@ -7,6 +7,7 @@ fine_tuner.train(train_dataset=[Segment("hello there.", 5, "hello.wav"), ...], b
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,15 +15,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from csm.adapter import plan_adapters
 from csm.adapter_folder import BaseName, write_base
 from csm.backend import Backend, choose_backend
 from csm.data.batches import EpochBatches, validation_batches
 from csm.data.codes import CodeCache, Tokenised, data_fingerprint, default_cache_folder, tokenise
-from csm.data.examples import ExampleSet, make_sources, split
+from csm.data.examples import ExampleSet
 from csm.data.faults import Fault, render, require_usable
 from csm.data.row import Row
+from csm.data.sources import make_sources, text_rows
 from csm.data.speakers import learned_speakers
+from csm.data.split import split
 from csm.data.terms import TermClips, describe_terms, term_shares
 from csm.errors import CsmError
 from csm.model_folder import ModelFolder, open_folder, pointed_to
@@ -132,7 +137,9 @@ class CSMFineTuner:
 
     def unread_characters(self, data: Tokenised) -> str:
         """Characters of the transcripts that the model's tokenizer does not know, each once."""
-        characters = {c for conversation in data.conversations for turn in conversation for c in turn.row.text}
+        characters = set[str]()
+        for text in data.turns.texts:
+            characters.update(text)
         return TextTokenizer(self.base.beside).unknown_characters("".join(sorted(characters)))
 
     def train(
@@ -201,8 +208,8 @@ class CSMFineTuner:
         bases, below = [self.base.path], self.base.base
         while below is not None:
             bases, below = [*bases, below.path], below.base
-        inputs = [*bases, *(turn.row.audio for conversation in data.conversations for turn in conversation)]
-        for path in inputs:
+        turns = data.turns
+        for path in itertools.chain(bases, (turns.row(number).audio for number in range(len(turns.frames)))):
             if path.resolve().is_relative_to(out):
                 raise CsmError(
                     f"the output folder {self.run.path} holds what it is made from: {path}.", "Give another."
@@ -223,23 +230,22 @@ class CSMFineTuner:
 
     def _learned(self, data: Tokenised) -> set[int]:
         recipe = self.resolved.recipe
-        present = {turn.row.speaker for conversation in data.conversations for turn in conversation}
-        return learned_speakers(present, recipe.mask_speaker_ids, recipe.only_speaker_ids)
+        return learned_speakers(data.speakers, recipe.mask_speaker_ids, recipe.only_speaker_ids)
 
     def _minutes(self, data: Tokenised) -> float:
         """Minutes of the turns that carry loss."""
-        learned, turns = self._learned(data), (turn for c in data.conversations for turn in c)
-        frames = sum(turn.codes.shape[1] for turn in turns if turn.row.speaker in learned)
-        return frames / data.frame_rate / 60
+        learns = np.isin(data.turns.speakers, list(self._learned(data)))
+        return data.minutes(learns)
 
     def _split(self, data: Tokenised) -> tuple[ExampleSet, ExampleSet]:
         recipe, config = self.resolved.recipe, self.base.config
-        sources = make_sources(data.conversations, TextTokenizer(self.base.beside), config.num_codebooks)
-        learned = self._learned(data)
-        sources = [c for c in sources if any(source.speaker in learned for source in c)]
+        sources = make_sources(data.turns, TextTokenizer(self.base.beside), config.num_codebooks)
+        learned = list(self._learned(data))
+        heard = sources.conversations[np.isin(sources.speakers, learned)]
+        sources = sources.take(np.isin(sources.conversations, heard))
         of_note = TermClips.finder(recipe.terms) if recipe.terms else None
         parts = split(sources, recipe.val_split, recipe.seed, of_note)
-        training, validation = ([source for source in part if source.speaker in learned] for part in parts)
+        training, validation = (part.take(np.isin(part.speakers, learned)) for part in parts)
         if recipe.terms and not TermClips.of(training, recipe.terms).holds.any():
             raise CsmError(
                 f"no clip to learn from holds any of the {len(recipe.terms)} terms.",
@@ -274,7 +280,7 @@ class CSMFineTuner:
             "schema_version": RUN_SCHEMA,
             "preset": self.preset,
             "base": self.base.hash,
-            "data": data_fingerprint(data.conversations),
+            "data": data_fingerprint(data.turns),
             "recipe": self.resolved.recipe.to_dict(),
         }
 
@@ -294,8 +300,6 @@ class CSMFineTuner:
         return found
 
     def _lineage(self, data: Tokenised, training: ExampleSet, validation: ExampleSet) -> dict[str, Any]:
-        turns = [turn for conversation in data.conversations for turn in conversation]
-        minutes = sum(turn.codes.shape[1] for turn in turns) / data.frame_rate / 60
         return {
             "schema_version": RUN_SCHEMA,
             "parent": {
@@ -305,10 +309,10 @@ class CSMFineTuner:
                 "run": parent_run(self.base.path),
             },
             "data": {
-                "fingerprint": data_fingerprint(data.conversations),
-                "clips": len(turns),
-                "minutes": round(minutes, 2),
-                "speakers": sorted({turn.row.speaker for turn in turns}),
+                "fingerprint": data_fingerprint(data.turns),
+                "clips": len(data.turns.frames),
+                "minutes": round(data.minutes(), 2),
+                "speakers": data.speakers,
                 "skipped": [fault.text for fault in data.faults],
                 "training": [source.id for source in training.sources],
                 "validation": [source.id for source in validation.sources],
@@ -326,22 +330,15 @@ def without_long_turns(data: Tokenised, base: ModelFolder, strict: bool = False)
     Raises:
         CsmError: nothing is left, or `strict` and there is one.
     """
-    tokenizer, longest = TextTokenizer(base.beside), base.config.backbone.max_position_embeddings
-    faults, kept = list(data.faults), []
-    for conversation in data.conversations:
-        turns = []
-        for turn in conversation:
-            rows = len(tokenizer.encode(turn.row.text, turn.row.speaker)) + turn.codes.shape[1] + 1
-            if rows <= longest:
-                turns.append(turn)
-            else:
-                faults.append(
-                    Fault(turn.row.audio, f"needs {rows} rows and the model takes {longest}; cut it into clips")
-                )
-        if turns:
-            kept.append(turns)
+    turns, longest = data.turns, base.config.backbone.max_position_embeddings
+    rows = text_rows(turns, TextTokenizer(base.beside)) + turns.frames + 1
+    faults = list(data.faults)
+    for number in np.flatnonzero(rows > longest).tolist():
+        needs = f"needs {rows[number]} rows and the model takes {longest}; cut it into clips"
+        faults.append(Fault(turns.row(number).audio, needs))
+    kept = turns.take(rows <= longest)
     require_usable(len(kept), faults, strict)
-    return Tokenised(kept, faults, data.frame_rate)
+    return replace(data, conversations=kept, faults=faults)
 
 
 def _base_name(base: ModelFolder) -> BaseName:

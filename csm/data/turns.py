@@ -1,0 +1,152 @@
+"""Conversations as columns: what a run asks of every turn lies in arrays, rows and codes are made when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, overload
+
+import numpy as np
+
+from csm.data.row import Row
+
+
+@dataclass(frozen=True)
+class CodedTurn:
+    """A row and its codes `(K, T)`, integers, without an end-of-speech frame."""
+
+    row: Row
+    codes: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Turns(Sequence[list[CodedTurn]]):
+    """C conversations of N turns in all; as a sequence, lists of coded turns.
+
+    Attributes:
+        starts: (C + 1,) the number of each conversation's first turn, and N.
+        speakers: (N,) who speaks.
+        frames: (N,) frames of codes.
+        sounds: (N,) `sound_of` their codes.
+        names: (N,) `name_of` their rows.
+        identities: (N, 16) bytes, `identity_of` their rows and codes.
+        row, codes: give a turn's row, and its codes `(K, T)`, by its number.
+        text: gives a turn's text by its number.
+        text_rows: (N,) ids of each turn's text, where they are known for the tokenizer `text_rows_of`.
+    """
+
+    starts: np.ndarray
+    speakers: np.ndarray
+    frames: np.ndarray
+    sounds: np.ndarray
+    names: np.ndarray
+    identities: np.ndarray
+    row: Callable[[int], Row]
+    codes: Callable[[int], np.ndarray]
+    text: Callable[[int], str]
+    text_rows: np.ndarray | None = None
+    text_rows_of: str = ""
+
+    @classmethod
+    def of(cls, conversations: Sequence[Sequence[CodedTurn]]) -> Turns:
+        """The columns of turns that are in memory."""
+        if isinstance(conversations, Turns):
+            return conversations
+        turns = [turn for conversation in conversations for turn in conversation]
+        sounds = [sound_of(turn.codes) for turn in turns]
+        return cls.of_rows(
+            [len(conversation) for conversation in conversations],
+            [turn.row for turn in turns],
+            [turn.codes.shape for turn in turns],
+            sounds,
+            lambda i: turns[i].codes,
+        )
+
+    @classmethod
+    def of_rows(
+        cls,
+        sizes: Sequence[int],
+        rows: Sequence[Row],
+        shapes: Sequence[tuple[int, ...]],
+        sounds: Sequence[int],
+        codes: Callable[[int], np.ndarray],
+    ) -> Turns:
+        """Conversations of `sizes` turns whose rows are in memory and whose codes, of `shapes` (K, T), are fetched."""
+        told = [identity_of(row, shape, sound) for row, shape, sound in zip(rows, shapes, sounds, strict=True)]
+        return cls(
+            np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64),
+            np.array([row.speaker for row in rows], np.int64),
+            np.array([shape[1] for shape in shapes], np.int32),
+            np.array(sounds, np.uint64),
+            np.array([name_of(row.name) for row in rows], np.uint64),
+            np.frombuffer(b"".join(told), np.uint8).reshape(-1, 16),
+            rows.__getitem__,
+            codes,
+            lambda i: rows[i].text,
+        )
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> list[CodedTurn]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[CodedTurn]]: ...
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        return [self.turn(i) for i in range(int(self.starts[index]), int(self.starts[index + 1]))]
+
+    def turn(self, number: int) -> CodedTurn:
+        return CodedTurn(self.row(number), self.codes(number))
+
+    @property
+    def texts(self) -> Iterator[str]:
+        return map(self.text, range(len(self.frames)))
+
+    @cached_property
+    def conversation_of(self) -> np.ndarray:
+        """(N,) the conversation of each turn."""
+        return np.repeat(np.arange(len(self), dtype=np.int32), np.diff(self.starts))
+
+    def take(self, keep: np.ndarray) -> Turns:
+        """The turns where `keep` `(N,)` is true, and the conversations that are left."""
+        if keep.all():
+            return self
+        at, sizes = np.flatnonzero(keep), np.bincount(self.conversation_of[keep], minlength=len(self))
+        return Turns(
+            np.concatenate([[0], np.cumsum(sizes[sizes > 0])]),
+            self.speakers[at],
+            self.frames[at],
+            self.sounds[at],
+            self.names[at],
+            self.identities[at],
+            lambda i: self.row(int(at[i])),
+            lambda i: self.codes(int(at[i])),
+            lambda i: self.text(int(at[i])),
+            None if self.text_rows is None else self.text_rows[at],
+            self.text_rows_of,
+        )
+
+
+def sound_of(codes: np.ndarray) -> int:
+    """64 bits of codes `(K, T)`: two turns of one recording are told by it, whatever they are called."""
+    rows = np.ascontiguousarray(codes.T, dtype="<i4")
+    return int.from_bytes(hashlib.blake2b(rows.tobytes(), digest_size=8).digest(), "little")
+
+
+def name_of(name: str) -> int:
+    """64 bits of a row's name."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def identity_of(row: Row, shape: tuple[int, ...], sound: int) -> bytes:
+    """16 bytes of what is learned from a turn: name, text, speaker and codes, wherever its files lie."""
+    head = json.dumps([row.name, row.text, row.speaker, list(shape), sound])
+    return hashlib.blake2b(head.encode(), digest_size=16).digest()
