@@ -36,6 +36,7 @@ class Turns(Sequence[list[CodedTurn]]):
         row, codes: give a turn's row, and its codes `(K, T)`, by its number.
         text: gives a turn's text by its number.
         text_rows: (N,) ids of each turn's text, where they are known for the tokenizer `text_rows_of`.
+        places: (N,) of the codes, where they lie in `csm.data.shards.CodeShards`.
     """
 
     starts: np.ndarray
@@ -49,6 +50,7 @@ class Turns(Sequence[list[CodedTurn]]):
     text: Callable[[int], str]
     text_rows: np.ndarray | None = None
     text_rows_of: str = ""
+    places: np.ndarray | None = None
 
     @classmethod
     def of(cls, conversations: Sequence[Sequence[CodedTurn]]) -> Turns:
@@ -56,36 +58,37 @@ class Turns(Sequence[list[CodedTurn]]):
         if isinstance(conversations, Turns):
             return conversations
         turns = [turn for conversation in conversations for turn in conversation]
-        sounds = [sound_of(turn.codes) for turn in turns]
         return cls.of_rows(
             [len(conversation) for conversation in conversations],
             [turn.row for turn in turns],
-            [turn.codes.shape for turn in turns],
-            sounds,
+            np.array([turn.codes.shape for turn in turns], np.int64).reshape(-1, 2),
+            np.array([sound_of(turn.codes) for turn in turns], np.uint64),
             lambda i: turns[i].codes,
         )
 
     @classmethod
     def of_rows(
         cls,
-        sizes: Sequence[int],
+        sizes: Sequence[int] | np.ndarray,
         rows: Sequence[Row],
-        shapes: Sequence[tuple[int, ...]],
-        sounds: Sequence[int],
+        shapes: np.ndarray,
+        sounds: np.ndarray,
         codes: Callable[[int], np.ndarray],
+        places: np.ndarray | None = None,
     ) -> Turns:
-        """Conversations of `sizes` turns whose rows are in memory and whose codes, of `shapes` (K, T), are fetched."""
-        told = [identity_of(row, shape, sound) for row, shape, sound in zip(rows, shapes, sounds, strict=True)]
+        """Conversations of `sizes` turns whose rows are in memory and whose codes, of `shapes` (N, 2), are fetched."""
+        told = zip(rows, shapes.tolist(), sounds.tolist(), strict=True)
         return cls(
-            np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64),
+            starts_of(sizes),
             np.array([row.speaker for row in rows], np.int64),
-            np.array([shape[1] for shape in shapes], np.int32),
-            np.array(sounds, np.uint64),
+            shapes[:, 1].astype(np.int32),
+            sounds,
             np.array([name_of(row.name) for row in rows], np.uint64),
-            np.frombuffer(b"".join(told), np.uint8).reshape(-1, 16),
+            np.frombuffer(b"".join(identity_of(*one) for one in told), np.uint8).reshape(-1, 16),
             rows.__getitem__,
             codes,
             lambda i: rows[i].text,
+            places=places,
         )
 
     def __len__(self) -> int:
@@ -121,7 +124,7 @@ class Turns(Sequence[list[CodedTurn]]):
             return self
         at, sizes = np.flatnonzero(keep), np.bincount(self.conversation_of[keep], minlength=len(self))
         return Turns(
-            np.concatenate([[0], np.cumsum(sizes[sizes > 0])]),
+            starts_of(sizes[sizes > 0]),
             self.speakers[at],
             self.frames[at],
             self.sounds[at],
@@ -132,7 +135,13 @@ class Turns(Sequence[list[CodedTurn]]):
             lambda i: self.text(int(at[i])),
             None if self.text_rows is None else self.text_rows[at],
             self.text_rows_of,
+            None if self.places is None else self.places[at],
         )
+
+
+def starts_of(sizes: Sequence[int] | np.ndarray) -> np.ndarray:
+    """(C + 1,) where conversations of `sizes` turns begin, and the number of turns."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
 
 
 def sound_of(codes: np.ndarray) -> int:
@@ -146,7 +155,7 @@ def name_of(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
-def identity_of(row: Row, shape: tuple[int, ...], sound: int) -> bytes:
+def identity_of(row: Row, shape: Sequence[int], sound: int) -> bytes:
     """16 bytes of what is learned from a turn: name, text, speaker and codes, wherever its files lie."""
     head = json.dumps([row.name, row.text, row.speaker, list(shape), sound])
     return hashlib.blake2b(head.encode(), digest_size=16).digest()
