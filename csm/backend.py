@@ -101,6 +101,22 @@ class Backend:
             set_adapter(model, read_adapter(checkpoint, model.config, {})[1])
         return trainer
 
+    def available_memory(self) -> int:
+        """Bytes to train in on this backend's device."""
+        import torch
+
+        from csm.torch.memory import available_memory
+
+        return available_memory(torch.device(self.device))
+
+    def release_memory(self) -> None:
+        """Give back the memory of what was dropped."""
+        import torch
+
+        from csm.torch.memory import release_memory
+
+        release_memory(torch.device(self.device))
+
     def write_unchanged(self, folder: ModelFolder, trained: set[str], out: Path) -> None:
         """Write what a run leaves alone into the new folder `out`, for its checkpoints to share."""
         from csm.torch.checkpoint import write_unchanged

@@ -21,6 +21,7 @@ from csm.cli.options import (
 from csm.cli.plot import plot
 from csm.cli.run_options import names_terms, run_layer, steers_run
 from csm.cli.stages import run, stages
+from csm.cli.tokenize import codes_alone, rows_if_heard, tokenize
 
 REPORTED = {
     "validation_terms_loss": "clips with terms",
@@ -95,6 +96,8 @@ def finetune(preset: str, flags: dict[str, Any]) -> Path | None:
     if flags["dry_run"]:
         _say_epochs(tuner)
         return None
+    if folder := codes_alone(flags):
+        return _train(tuner, rows_if_heard(folder, tuner), [], flags, folder)
     rows, faults = read_data(flags["data_paths"], flags["audio_dir"], flags["transcript_dir"], flags["speaker_id"])
     return _train(tuner, rows, faults, flags)
 
@@ -138,15 +141,18 @@ def _listener(tuner: Any, rows: Any, reference: Path | None) -> Any:
     return Listener(tuner.backend, tuner.run.path, flat, recipe.sample_prompts, reference, speakers)
 
 
-def _train(tuner: Any, rows: Any, faults: Any, flags: dict[str, Any]) -> Path:
+def _train(tuner: Any, rows: Any, faults: Any, flags: dict[str, Any], folder: Path | None = None) -> Path:
     from csm.cli.progress import Progress
     from csm.data.codes import summary
     from csm.data.faults import render
     from csm.training.watchers import Watchers
 
     listen = _listener(tuner, rows, flags["reference"])
-    with Progress("tokenising") as bar:
-        data = tuner.tokenise(rows, faults, bar.update, flags["strict"])
+    if folder:
+        data = tuner.read_codes(folder, flags["strict"])
+    else:
+        with Progress("tokenising") as bar:
+            data = tuner.tokenise(rows, faults, bar.update, flags["strict"])
     if data.faults:
         warn(f"skipped:\n{render(data.faults)}")
     say(f"data: {summary(data)}")
@@ -197,7 +203,7 @@ _preset_command("style-tune", "Take on a way of speaking: all parts learn, codeb
 _preset_command("domain", "Learn a domain's words: the backbone learns, the voice stays.")
 _preset_command("conversation", "Learn to answer in a dialogue: earlier turns are context.")
 
-for _command in (run, stages, plot):
+for _command in (run, stages, plot, tokenize):
     main.add_command(_command)
 
 

@@ -8,8 +8,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
+from csm.threads import available_threads
+
+MOST_THREADS = 8
 Item = TypeVar("Item")
 Made = TypeVar("Made")
+
+
+def spare_threads() -> int:
+    """Threads for work ahead: those that this process may run beside the one that encodes."""
+    return min(available_threads()[0] - 1, MOST_THREADS)
 
 
 def ahead(items: Iterable[Item], make: Callable[[Item], Made], threads: int) -> Iterator[tuple[Item, Made]]:

@@ -28,11 +28,15 @@ if TYPE_CHECKING:  # it imports torch
 
 @dataclass(frozen=True)
 class Tokenised:
-    """The conversations that are left to train on, what was left out, and the frames a second of the codes."""
+    """The conversations that are left to train on, what was left out, and the frames a second of the codes.
+
+    `folder` is the folder of codes that all was read from, None where sound files were named.
+    """
 
     conversations: Sequence[Sequence[CodedTurn]]
     faults: list[Fault]
     frame_rate: float
+    folder: Path | None = None
 
     @cached_property
     def turns(self) -> Turns:
@@ -151,6 +155,7 @@ def tokenise(
     faults: Iterable[Fault] = (),
     strict: bool = False,
     threads: int = 0,
+    needed: bool = True,
 ) -> Tokenised:
     """Encode every turn, leave out those with a fault, and conversations of which nothing is left.
 
@@ -161,6 +166,7 @@ def tokenise(
         faults: what was found wrong before, while the layout was read: joined with what is found here.
         strict: any fault is an error.
         threads: that read and level sounds ahead of the encoder; with 0 they are read when their turn comes.
+        needed: whether it is an error that nothing usable is left.
 
     Raises:
         CsmError: nothing usable is left, or `strict` and there is a fault.
@@ -184,7 +190,7 @@ def tokenise(
     finally:
         cache.close()
     told = [_with_places(fault, where) for fault, where in found.items()]
-    require_usable(len(rows), told, strict)
+    require_usable(len(rows) or not needed, told, strict)
     return Tokenised(_turns(sizes[sizes > 0], rows, places, cache), told, cache.codec.frame_rate)
 
 

@@ -34,17 +34,19 @@ class CodeShards:
     """A folder of shards.
 
     A place is a number that names an entry: shard and entry within it. In memory stand 16 bytes an entry, the beginnings
-    of the keys in order and the places; all else is mapped.
+    of the keys in order and the places; all else is mapped. Without `index` codes are read by their places alone.
     """
 
-    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES):
+    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES, index: bool = True):
         self.folder, self.shard_bytes = folder, shard_bytes
         self._entries: dict[int, np.ndarray] = {}
         self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
         self._added: dict[bytes, int] = {}
         self._writer: _Writer | None = None
         self._mapping = threading.Lock()
-        self._index()
+        self._heads = self._places = np.zeros(0, np.uint64)
+        if index:
+            self._index()
 
     def _index(self) -> None:
         """Read the entries of all shards, once."""

@@ -156,6 +156,6 @@ def name_of(name: str) -> int:
 
 
 def identity_of(row: Row, shape: Sequence[int], sound: int) -> bytes:
-    """16 bytes of what is learned from a turn: name, text, speaker and codes, wherever its files lie."""
-    head = json.dumps([row.name, row.text, row.speaker, list(shape), sound])
+    """16 bytes of what is learned from a turn: name, text, speaker, weight and codes, wherever its files lie."""
+    head = json.dumps([row.name, row.text, row.speaker, row.weight, list(shape), sound])
     return hashlib.blake2b(head.encode(), digest_size=16).digest()

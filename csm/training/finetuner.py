@@ -20,10 +20,13 @@ import numpy as np
 from csm.adapter import plan_adapters
 from csm.adapter_folder import BaseName, write_base
 from csm.backend import Backend, choose_backend
+from csm.data.ahead import spare_threads
 from csm.data.batches import EpochBatches, validation_batches
 from csm.data.codes import CodeCache, Tokenised, data_fingerprint, default_cache_folder, tokenise
+from csm.data.codes_folder import read_turns
 from csm.data.examples import ExampleSet
 from csm.data.faults import Fault, render, require_usable
+from csm.data.order import check_budget
 from csm.data.row import Row
 from csm.data.sources import make_sources, text_rows
 from csm.data.speakers import learned_speakers
@@ -38,6 +41,7 @@ from csm.tokenizer import TextTokenizer
 from csm.training.dataset import tokenise_segments
 from csm.training.lineage import parent_run
 from csm.training.loop import Parts, train
+from csm.training.probe import find_batch
 from csm.training.run_folder import TRAINER, Position, RunFolder, now
 from csm.training.watchers import Report, Watchers
 
@@ -97,11 +101,12 @@ class CSMFineTuner:
             ("arguments", {"learning_rate": learning_rate}),
         ]
         self._by_data: list[tuple[str, Mapping[str, Any]]] = []
+        self._found_batch: list[tuple[str, Mapping[str, Any]]] = []
 
     @property
     def resolved(self) -> Resolved:
         """The recipe as it stands: preset, what follows from the data, recommendation, further layers, with sources."""
-        return resolve(self.preset, PRESETS[self.preset], [*self._by_data, *self.layers])
+        return resolve(self.preset, PRESETS[self.preset], [*self._by_data, *self.layers, *self._found_batch])
 
     @property
     def adapters(self) -> str | None:
@@ -132,8 +137,13 @@ class CSMFineTuner:
     ) -> Tokenised:
         """Codes of rows that were read from files, through the cache. Raises as `csm.data.codes.tokenise`."""
         cache = CodeCache(self.cache_folder, self.backend.codec(self.base))
-        found = tokenise(conversations, cache, progress, faults=faults, strict=strict)
+        found = tokenise(conversations, cache, progress, faults=faults, strict=strict, threads=spare_threads())
         return without_long_turns(found, self.base, strict)
+
+    def read_codes(self, folder: Path, strict: bool = False) -> Tokenised:
+        """What `csm-finetune tokenize` left in a folder; no sound file is needed. Raises as `read_turns`."""
+        turns, frame_rate = read_turns(folder, self.backend.codec(self.base).fingerprint)
+        return without_long_turns(Tokenised(turns, [], frame_rate, folder), self.base, strict)
 
     def unread_characters(self, data: Tokenised) -> str:
         """Characters of the transcripts that the model's tokenizer does not know, each once."""
@@ -157,7 +167,7 @@ class CSMFineTuner:
 
         Args:
             train_dataset: Segments, Conversations, or what `tokenise` made of files.
-            batch_size: examples in a micro-batch; None keeps the recipe's.
+            batch_size: examples in a micro-batch; None keeps the recipe's, 0 finds what fits.
             epochs: None keeps the recipe's, or what follows from the minutes of the data where only the preset speaks.
             resume: insist on going on with a run that is there.
             fresh: move what is there aside and begin anew.
@@ -169,12 +179,18 @@ class CSMFineTuner:
             Interrupted: SIGINT or SIGTERM came; the state was saved.
         """
         self.layers.append(("arguments", dict(batch_size=batch_size, epochs=epochs)))
+        self._found_batch = []
         data = train_dataset if isinstance(train_dataset, Tokenised) else self._from_segments(train_dataset)
         watch = watch or (Watchers(report) if report else Watchers())
         self._follow(data, watch)
         training, validation = self._split(data)
         if self.resolved.recipe.terms:
             watch.notice(describe_terms(training.sources, validation.sources, self.resolved.recipe))
+        if budget := self.resolved.recipe.max_batch_frames:
+            for part in (training, validation):
+                check_budget(part.most_rows, budget)
+        if self.resolved.recipe.batch_size == 0:
+            self._find_batch(training, fresh, watch)
         identity = self._identity(data)
         self._refuse_own_inputs(data)
         aside = self.run.set_aside() if fresh and self.run.path.exists() else None
@@ -209,7 +225,8 @@ class CSMFineTuner:
         while below is not None:
             bases, below = [*bases, below.path], below.base
         turns = data.turns
-        for path in itertools.chain(bases, (turns.row(number).audio for number in range(len(turns.frames)))):
+        sounds = (turns.row(number).audio for number in range(len(turns.frames)))
+        for path in itertools.chain(bases, [data.folder] if data.folder else sounds):
             if path.resolve().is_relative_to(out):
                 raise CsmError(
                     f"the output folder {self.run.path} holds what it is made from: {path}.", "Give another."
@@ -257,6 +274,24 @@ class CSMFineTuner:
             ExampleSet(validation, recipe.context_turns, longest, recipe.seed),
         )
 
+    def _find_batch(self, training: ExampleSet, fresh: bool, watch: Watchers) -> None:
+        """Replace batch_size 0 by what fits, or by what an unfinished run found, so that it goes on alike."""
+        if self.run.exists and not fresh:
+            old = {**Recipe().to_dict(), **self.run.recipe().get("recipe", {})}
+            values = {key: old[key] for key in ("batch_size", "accumulate")}
+            self._found_batch = [("auto: what the run began with", values)]
+            return
+        asked = self.resolved.recipe
+        stated: list[tuple[str, Mapping[str, Any]]] = [(source, {k: v for k, v in layer.items() if k != "batch_size" or v not in (0, "auto")})
+                  for source, layer in self.layers]  # fmt: skip
+        update = resolve(self.preset, PRESETS[self.preset], stated).recipe.batch_size * asked.accumulate
+        trainer = self.backend.trainer(self.base, replace(asked, batch_size=1))
+        fit = find_batch(trainer, training, asked, update, self.backend.available_memory())
+        del trainer
+        self.backend.release_memory()
+        self._found_batch = [(fit.reason, dict(batch_size=fit.batch_size, accumulate=fit.accumulate))]
+        watch.notice(f"batch size: {fit.batch_size}, {fit.accumulate} to an update of {update} ({fit.reason})")
+
     def _parts(self, training: ExampleSet, validation: ExampleSet, checkpoint: Path | None) -> Parts:
         recipe = self.resolved.recipe
         trainer = self.backend.trainer(self.base, recipe, checkpoint)
@@ -269,9 +304,15 @@ class CSMFineTuner:
             self.backend.write_unchanged(self.base, trainer.trained_names, unchanged)
         often, held_terms = term_shares(training.sources, validation.sources, recipe)
         batches = EpochBatches(
-            training, recipe.batch_size, recipe.accumulate, recipe.decoder_fraction, recipe.seed, often
+            training,
+            recipe.batch_size,
+            recipe.accumulate,
+            recipe.decoder_fraction,
+            recipe.seed,
+            often,
+            recipe.max_batch_frames,
         )
-        held_out = validation_batches(validation, recipe.batch_size)
+        held_out = validation_batches(validation, recipe.batch_size, recipe.max_batch_frames)
         return Parts(trainer, batches, held_out, self.run, unchanged, recipe, term_clips=held_terms)
 
     def _identity(self, data: Tokenised) -> dict[str, Any]:
