@@ -27,12 +27,10 @@ class Recipe:
 
     `decoder_fraction` is the share of frames that train the depth decoder in a step; `save_every` 0 means once an epoch;
     `max_steps` 0 means as many as the epochs take; `max_grad_norm` 0 means no clipping; `early_stop` 0 never stops
-    early;
-    `keep` 0 keeps every checkpoint; `sample_every` 0 speaks no samples. `max_batch_frames` 0 leaves a micro-batch's rows,
-    padding included, to its number of examples; `batch_size` 0, or "auto", is found before the first update, and what was
-    found is written down. Keys that begin with `lora_` are for the
-    method lora alone; see `csm.adapter.LoraSettings`. The keys of `CHANGEABLE` leave the numbers alone: a run may be gone
-    on with under other values of them.
+    early; `keep` 0 keeps every checkpoint; `sample_every` 0 speaks no samples; `max_batch_frames` 0 does not limit a
+    micro-batch's rows (padding included); `batch_size` 0, or "auto", is found before the first update, and what was found
+    is written down. Keys that begin with `lora_` are for the method lora alone; see `csm.adapter.LoraSettings`. The keys
+    of `CHANGEABLE` leave the numbers alone: a run may be gone on with under other values of them.
     """
 
     learning_rate: float = 2e-5

@@ -12,6 +12,7 @@ import mmap
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,7 @@ class Head:
         tokenizer: fingerprint of the tokenizer that the text's ids were counted with.
         turns: rows in this file.
         conversations: in this file.
+        check: CRC-32 of all after the head.
     """
 
     data: str
@@ -72,6 +74,7 @@ class Head:
     tokenizer: str
     turns: int = 0
     conversations: int = 0
+    check: int = 0
     schema_version: int = SCHEMA
 
 
@@ -129,7 +132,12 @@ def _line(row: Row) -> bytes:
 
 def _assemble(path: Path, head: Head, index: IO[bytes], lines: IO[bytes]) -> None:
     """Head, index and lines in one file, beside it first."""
-    text = json.dumps(vars(head)).encode()
+    check = 0
+    for part in (index, lines):
+        part.seek(0)
+        for data in iter(lambda part=part: part.read(1 << 20), b""):  # type: ignore[misc]
+            check = zlib.crc32(data, check)
+    text = json.dumps({**vars(head), "check": check}).encode()
     text += b" " * (-(len(text) + 8) % 64)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -196,14 +204,12 @@ class RowsFile:
         if self.head.schema_version != SCHEMA:
             raise CsmError(f"{path} is of version {self.head.schema_version}, and {SCHEMA} is read.", "Tokenize anew.")
         begin, count = 8 + length, self.head.turns
-        if size < begin + count * ROW.itemsize:
-            raise self._damaged()
-        self.rows = np.memmap(path, ROW, "r", begin, (count,)) if count else np.zeros(0, ROW)
         with open(path, "rb") as file:
             mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        self.lines = mapped[begin + count * ROW.itemsize :]
-        if count and int(self.rows[-1]["line_at"]) + int(self.rows[-1]["line_size"]) != len(self.lines):
+        if size < begin + count * ROW.itemsize or zlib.crc32(mapped[begin:]) != self.head.check:
             raise self._damaged()
+        self.rows = np.memmap(path, ROW, "r", begin, (count,)) if count else np.zeros(0, ROW)
+        self.lines = mapped[begin + count * ROW.itemsize :]
 
     def _damaged(self) -> CsmError:
         return CsmError(f"{self.path} is damaged.", "Run csm-finetune tokenize again: what is encoded stays.")
@@ -219,10 +225,7 @@ class RowsFile:
 
     def _values(self, number: int) -> dict[str, Any]:
         begin, size = int(self.rows["line_at"][number]), int(self.rows["line_size"][number])
-        try:
-            return json.loads(bytes(self.lines[begin : begin + size]).decode("utf-8", "surrogateescape"))
-        except ValueError:
-            raise self._damaged() from None
+        return json.loads(bytes(self.lines[begin : begin + size]).decode("utf-8", "surrogateescape"))
 
 
 def complete_rows(folder: Path) -> RowsFile:

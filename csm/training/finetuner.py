@@ -47,6 +47,7 @@ from csm.training.watchers import Report, Watchers
 
 UNCHANGED = "unchanged"
 RUN_SCHEMA = 1
+AUTO = (("batch_size", 0), ("batch_size", "auto"))
 
 
 @dataclass(frozen=True)
@@ -282,8 +283,10 @@ class CSMFineTuner:
             self._found_batch = [("auto: what the run began with", values)]
             return
         asked = self.resolved.recipe
-        stated: list[tuple[str, Mapping[str, Any]]] = [(source, {k: v for k, v in layer.items() if k != "batch_size" or v not in (0, "auto")})
-                  for source, layer in self.layers]  # fmt: skip
+        stated: list[tuple[str, Mapping[str, Any]]] = [
+            (source, {key: value for key, value in layer.items() if (key, value) not in AUTO})
+            for source, layer in self.layers
+        ]
         update = resolve(self.preset, PRESETS[self.preset], stated).recipe.batch_size * asked.accumulate
         trainer = self.backend.trainer(self.base, replace(asked, batch_size=1))
         fit = find_batch(trainer, training, asked, update, self.backend.available_memory())
