@@ -100,7 +100,7 @@ def test_the_run_is_the_one_that_names_what_was_found_and_resumes_exactly(
     toy_folder: Path, data: Tokenised, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = dict(max_steps=STEPS, save_every=2, val_split=0.2)
-    named = tuner(toy_folder, tmp_path / "named", cache, batch_size=4, **settings)
+    named = tuner(toy_folder, tmp_path / "named", cache, batch_size=4, accumulate=1, **settings)
     named.train(data)
     said: list[str] = []
 

@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import shutil
+import struct
 import tempfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -33,6 +34,8 @@ ROW = np.dtype(
      ("conversation", "<u4"), ("frames", "<u4"), ("text_rows", "<u4"), ("line_size", "<u4"), ("codebooks", "<u4"),
      ("spare", "<u4")]
 )  # fmt: skip
+PACKED = struct.Struct("<QQQ16sQqIIIII4x")
+assert PACKED.size == ROW.itemsize
 FIELDS = ("name", "text", "speaker", "line", "start", "end", "language", "weight")
 
 
@@ -105,14 +108,13 @@ def write_rows(
         with tempfile.TemporaryFile(dir=folder) as index, tempfile.TemporaryFile(dir=folder) as lines:
             count, last, at = 0, -1, 0
             for conversation, row, place, entry, text_rows in turns:
-                line, record = _line(row) + b"\n", np.zeros((), ROW)
-                shape = (int(entry["codebooks"]), int(entry["frames"]))
-                identity = np.frombuffer(identity_of(row, shape, int(entry["sound"])), np.uint8)
-                record[()] = (
-                    place, entry["sound"], name_of(row.name), identity, at, row.speaker, conversation, shape[1], text_rows,
-                    len(line), shape[0], 0,
+                line, frames, codebooks = _line(row) + b"\n", int(entry["frames"]), int(entry["codebooks"])
+                sound = int(entry["sound"])
+                record = PACKED.pack(
+                    place, sound, name_of(row.name), identity_of(row, (codebooks, frames), sound), at, row.speaker,
+                    conversation, frames, text_rows, len(line), codebooks,
                 )  # fmt: skip
-                index.write(record.tobytes())
+                index.write(record)
                 lines.write(line)
                 at, count, last = at + len(line), count + 1, conversation
             _assemble(
@@ -126,8 +128,13 @@ def write_rows(
 
 def _line(row: Row) -> bytes:
     values = {key: getattr(row, key) for key in FIELDS}
-    files = {"audio": os.path.abspath(row.audio), "source": os.path.abspath(row.source)}
+    files = {"audio": _absolute(row.audio), "source": _absolute(row.source)}
     return json.dumps({**values, **files}, ensure_ascii=False).encode("utf-8", "surrogateescape")
+
+
+def _absolute(path: Path) -> str:
+    text = str(path)
+    return text if text.startswith("/") else os.path.abspath(text)
 
 
 def _assemble(path: Path, head: Head, index: IO[bytes], lines: IO[bytes]) -> None:

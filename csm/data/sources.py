@@ -155,7 +155,8 @@ def make_sources(conversations: Sequence[Sequence[CodedTurn]], tokenizer: TextTo
         return total[numbers] - total[np.maximum(starts[of[numbers]], numbers - k)]
 
     numbers = np.arange(len(rows), dtype=np.int32)
-    return Sources(make, turns.text, numbers, turns.speakers, of, alone[of], rows, turns.sounds, rows_before)
+    speakers = turns.speakers.astype(np.min_scalar_type(turns.speakers.max(initial=0)))
+    return Sources(make, turns.text, numbers, speakers, of, alone[of], rows, turns.sounds, rows_before)
 
 
 def text_rows(turns: Turns, tokenizer: TextTokenizer) -> np.ndarray:
