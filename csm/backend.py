@@ -141,3 +141,10 @@ def choose_backend(
 
     choice = choose(device, dtype, threads, training, folder.parameters)
     return Backend(str(choice.device), str(choice.dtype).removeprefix("torch."), choice.reason)
+
+
+def device_of_rank(local_rank: int) -> str:
+    """The device for one of a machine's processes that each take a GPU; "auto" where there is none."""
+    import torch
+
+    return f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "auto"

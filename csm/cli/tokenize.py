@@ -81,9 +81,9 @@ def _device(device: str, share: tuple[int, int] | None) -> str:
     local = os.environ.get("LOCAL_RANK", "")
     if device != "auto" or share or not local.isdecimal():
         return device
-    import torch
+    from csm.backend import device_of_rank
 
-    return f"cuda:{int(local) % torch.cuda.device_count()}" if torch.cuda.is_available() else device
+    return device_of_rank(int(local))
 
 
 def write_codes(
