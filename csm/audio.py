@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import os
 import tempfile
+import threading
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +42,7 @@ def read_audio(path: str | Path, start: float | None = None, end: float | None =
     if path.suffix.lower() == ".raw":
         raise CsmError(f"{path} is sound without a header.", f"Readable are {', '.join(SUFFIXES)}.")
     try:
-        with _QuietStderr(), soundfile.SoundFile(path) as file:
+        with _quiet(path), soundfile.SoundFile(path) as file:
             rate, declared = file.samplerate, file.frames
             first, count = 0, -1
             if start is not None or end is not None:
@@ -166,10 +168,19 @@ def write_wave(path: str | Path, wave: np.ndarray, rate: int = SAMPLE_RATE) -> N
         Path(beside).unlink(missing_ok=True)
 
 
+def _quiet(path: Path) -> AbstractContextManager[None]:
+    """Keeps libmpg123 from printing its complaints; the other decoders print none."""
+    with open(path, "rb") as file:
+        return nullcontext() if file.read(4) in (b"RIFF", b"fLaC", b"OggS") else _QuietStderr()
+
+
 class _QuietStderr:
-    """libmpg123 prints its complaints to file descriptor 2; the reader above says them in its own words."""
+    """What libraries print to file descriptor 2 is dropped; one thread at a time."""
+
+    _lock = threading.Lock()
 
     def __enter__(self) -> None:
+        self._lock.acquire()
         self.saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 2)
         os.close(null)
@@ -177,6 +188,7 @@ class _QuietStderr:
     def __exit__(self, *_: object) -> None:
         os.dup2(self.saved, 2)
         os.close(self.saved)
+        self._lock.release()
 
 
 def _is_truncated(path: Path, declared: int, decoded: int) -> bool:

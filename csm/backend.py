@@ -127,6 +127,22 @@ class Backend:
             set_adapter(model, read_adapter(checkpoint, model.config, model.state_dict().get))
         return trainer
 
+    def available_memory(self) -> int:
+        """Bytes to train in on this backend's device."""
+        import torch
+
+        from csm.torch.memory import available_memory
+
+        return available_memory(torch.device(self.device))
+
+    def release_memory(self) -> None:
+        """Give back the memory of what was dropped."""
+        import torch
+
+        from csm.torch.memory import release_memory
+
+        release_memory(torch.device(self.device))
+
     def write_unchanged(self, folder: ModelFolder, trained: set[str], out: Path) -> None:
         """Write what a run leaves alone into the new folder `out`, for its checkpoints to share."""
         from csm.torch.checkpoint import write_unchanged
@@ -151,3 +167,10 @@ def choose_backend(
 
     choice = choose(device, dtype, threads, training, folder.parameters)
     return Backend(str(choice.device), str(choice.dtype).removeprefix("torch."), choice.reason)
+
+
+def device_of_rank(local_rank: int) -> str:
+    """The device for one of a machine's processes that each take a GPU; "auto" where there is none."""
+    import torch
+
+    return f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "auto"

@@ -29,18 +29,20 @@ class Recipe:
 
     `decoder_fraction` is the share of frames that train the depth decoder in a step; `save_every` 0 means once an epoch;
     `max_steps` 0 means as many as the epochs take; `max_grad_norm` 0 means no clipping; `early_stop` 0 never stops
-    early; `keep` 0 keeps every checkpoint; `sample_every` 0 speaks no samples. `val_every` 0 validates where a checkpoint
-    is due and nowhere else; `val_batch_size` 0 is `batch_size`; `log_every` is updates between lines of metrics.jsonl.
-    `max_audio_length_ms` 0 cuts no turn, `max_seq_len` 0 is as many rows as the model takes. `clip_context` lets clips
-    that stand alone have other clips of their speaker before them. Keys that begin with `lora_` are for the method lora
-    alone; see `csm.adapters.settings.LoraSettings`. The keys of `CHANGEABLE` leave the numbers alone: a run may be gone on with
-    under other values of them.
+    early; `keep` 0 keeps every checkpoint; `sample_every` 0 speaks no samples; `max_batch_frames` 0 does not limit a
+    micro-batch's rows (padding included); `batch_size` 0, or "auto", is found before the first update, and what was found
+    is written down. `val_every` 0 validates where a checkpoint is due and nowhere else; `val_batch_size` 0 is `batch_size`;
+    `log_every` is updates between lines of metrics.jsonl. `max_audio_length_ms` 0 cuts no turn, `max_seq_len` 0 is as many
+    rows as the model takes. `clip_context` lets clips that stand alone have other clips of their speaker before them. Keys
+    that begin with `lora_` are for the method lora alone; see `csm.adapters.settings.LoraSettings`. The keys of `CHANGEABLE`
+    leave the numbers alone: a run may be gone on with under other values of them.
     """
 
     learning_rate: float = 2e-5
     epochs: int = 5
     max_steps: int = 0
     batch_size: int = 4
+    max_batch_frames: int = 0
     accumulate: int = 1
     semantic_weight: float = 1.0
     acoustic_weight: float = 1.0
@@ -148,7 +150,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "learning_rate": (1e-12, 1.0),
     "epochs": (1, 100_000),
     "max_steps": (0, 10**9),
-    "batch_size": (1, 4096),
+    "batch_size": (0, 4096),
     "accumulate": (1, 4096),
     "decoder_fraction": (1e-6, 1.0),
     "val_split": (0.0, 0.9),
@@ -195,7 +197,8 @@ class Resolved:
         width = max(map(len, Recipe.keys()))
         rows = self.recipe.to_dict()
         return "\n".join(
-            f"  {key.ljust(width)}  {_shown(value):<8} {self.sources.get(key, 'default')}"
+            f"  {key.ljust(width)}  {'auto' if (key, value) == ('batch_size', 0) else _shown(value):<8} "
+            f"{self.sources.get(key, 'default')}"
             for key, value in rows.items()
             if (key != "style_name" or value) and (not key.startswith("lora_") or self.recipe.method == "lora")
         )
@@ -214,6 +217,8 @@ def resolve(preset: str, base: Recipe, layers: list[tuple[str, Mapping[str, Any]
                 continue
             if key not in values:
                 raise CsmError(f"{source}: unknown key {key!r}.", nearest(key, Recipe.keys()))
+            if key == "batch_size" and value == "auto":
+                value = 0
             values[key], sources[key] = _coerce(values[key], value), source
     try:
         return Resolved(preset, Recipe(**values), sources)

@@ -130,6 +130,7 @@ RECIPE_VALUES: dict[str, tuple[list[object], object]] = {
     "epochs": (["--epochs", 2], 2),
     "max_steps": (["--max-steps", 1], 1),
     "batch_size": (["--batch-size", 3], 3),
+    "max_batch_frames": (["--max-batch-frames", 900], 900),
     "accumulate": (["--accumulate", 2], 2),
     "freeze_backbone": (["--no-freeze-backbone"], False),
     "freeze_decoder": (["--freeze-decoder"], True),

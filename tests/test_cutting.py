@@ -16,11 +16,13 @@ from conftest import TOY_CODEBOOKS, spoken
 from csm.audio import read_audio
 from csm.cli.finetune import main
 from csm.data.alignment import Word
-from csm.data.codes import CodedTurn
 from csm.data.cutting import Cut, Cutting, cut
-from csm.data.examples import ExampleSet, make_sources, split
+from csm.data.examples import ExampleSet
 from csm.data.pieces import divide, edges
 from csm.data.row import Row
+from csm.data.sources import make_sources
+from csm.data.split import split
+from csm.data.turns import CodedTurn
 from csm.errors import CsmError
 from csm.tokenizer import TextTokenizer
 
@@ -225,7 +227,7 @@ def test_context_never_overlaps_its_target(alone: bool, toy_folder: Path) -> Non
     """Pieces of 10 s with 2 s of overlap, as other tools cut: the neighbours that share sound are passed over."""
     turns = [coded(part("a.wav", 8.0 * n, 8.0 * n + 10), n) for n in range(6)]
     conversations = [[turn] for turn in turns] if alone else [turns]
-    sources = [s for c in make_sources(conversations, TextTokenizer(toy_folder), TOY_CODEBOOKS) for s in c]
+    sources = make_sources(conversations, TextTokenizer(toy_folder), TOY_CODEBOOKS)
     examples = ExampleSet(sources, context_turns=5, longest=2048, seed=0)
     codes = [turn.codes.T for turn in turns]
     for index in range(6):

@@ -18,8 +18,9 @@ from test_run import STEPS, assert_same_run, final_state, metrics, tuner
 
 from csm.data.batches import EpochBatches
 from csm.data.codes import Tokenised
-from csm.data.examples import ExampleSet, split
+from csm.data.examples import ExampleSet
 from csm.data.manifest import read_data
+from csm.data.split import split
 from csm.data.terms import TermClips, read_terms, repeated
 from csm.errors import CsmError
 from csm.presets import EPOCHS
@@ -205,8 +206,10 @@ def test_clips_with_terms_are_shown_as_often_as_stated() -> None:
         assert sorted(count[i] for i in range(0, 12, 3)) == [2, 2, 3, 3]
         counts.append(count)
     ids = [source.id for source in examples.sources]
-    assert repeated(ids, often, 0, 0) == repeated(ids, often, 0, 0)
-    assert len({tuple(repeated(ids, often, 0, epoch)) for epoch in range(8)}) > 1, "who is shown once more changes"
+    assert repeated(ids.__getitem__, often, 0, 0) == repeated(ids.__getitem__, often, 0, 0)
+    assert len({tuple(repeated(ids.__getitem__, often, 0, epoch)) for epoch in range(8)}) > 1, (
+        "who is shown once more changes"
+    )
 
 
 def test_clips_with_terms_are_validated_apart(toy_folder: Path, data: Tokenised, cache: Path, tmp_path: Path) -> None:

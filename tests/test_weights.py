@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -96,13 +95,7 @@ def turns_of(*weights: float) -> list[list[CodedTurn]]:
     ]
 
 
-def test_the_fingerprint_holds_only_weights_that_are_not_one() -> None:
-    """Runs from before there were weights go on: all 1 gives what it gave."""
-    digest = hashlib.sha256()
-    for i in range(2):
-        digest.update(b"1\n" + json.dumps([f"{i}", "hello", 0, [2, 3]]).encode() + b"\n")
-        digest.update(np.arange(6, dtype="<i8").tobytes())
-    assert data_fingerprint(turns_of(1.0, 1.0)) == digest.hexdigest()
+def test_the_fingerprint_holds_the_weights() -> None:
     assert "weights" not in summary(Tokenised(turns_of(1.0, 1.0), [], 12.5))
     assert "weights 0 to 2.5;" in summary(Tokenised(turns_of(0.0, 2.5), [], 12.5))
     assert len({data_fingerprint(turns_of(*each)) for each in ((1, 1), (1, 2), (2, 1), (0, 1))}) == 4
@@ -127,7 +120,7 @@ def test_weight_nought_is_context_only(toy_folder: Path, make_clips: Callable[[i
     alone = made.tokenise([[row] for row in flat])
     training, validation = made._split(alone)
     assert {s.id for s in (*training.sources, *validation.sources)} == {"001", "003", "005", "007"}
-    pool = {source.id for source in training._pools[5]}
+    pool = {training.heard[int(place)].id for place in training._pools[5]}
     assert {"000", "002", "004", "006"} <= pool
     nothing = Tokenised([[replace(t, row=replace(t.row, weight=0.0)) for t in c] for c in data.conversations], [], 12.5)
     with pytest.raises(CsmError, match="every turn to learn has the weight 0"):

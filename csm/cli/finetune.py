@@ -25,6 +25,7 @@ from csm.cli.reference_commands import full, lora
 from csm.cli.run_options import begins_run, names_terms, run_layer, steers_run
 from csm.cli.stages import run, stages
 from csm.cli.together import TogetherGroup
+from csm.cli.tokenize import codes_alone, rows_if_heard, tokenize
 
 REPORTED = {
     "validation_loss": "validation",
@@ -107,6 +108,8 @@ def finetune(preset: str, flags: dict[str, Any], saved: Saved | None = None) -> 
     if flags["dry_run"]:
         _say_epochs(tuner)
         return None
+    if folder := codes_alone(flags):
+        return _train(tuner, rows_if_heard(folder, tuner), [], flags, _held(flags), saved, folder)
     rows, faults = read_data(flags["data_paths"], flags["audio_dir"], flags["transcript_dir"], flags["speaker_id"])
     rows, faults = shape_rows(rows, faults, flags)
     return _train(tuner, rows, faults, flags, _held(flags), saved)
@@ -162,12 +165,20 @@ def _listener(tuner: Any, rows: Any, reference: Path | None) -> Any:
     return Listener(tuner.backend, tuner.run.path, flat, recipe.sample_prompts, reference, speakers)
 
 
-def _train(tuner: Any, rows: Any, faults: Any, flags: dict[str, Any], held: Any, saved: Saved | None) -> Path:
+def _train(
+    tuner: Any,
+    rows: Any,
+    faults: Any,
+    flags: dict[str, Any],
+    held: Any,
+    saved: Saved | None,
+    folder: Path | None = None,
+) -> Path:
     from csm.cli.live import TrainingView
     from csm.training.watchers import Watchers
 
     listen = _listener(tuner, rows, flags["reference"])
-    data = _tokenise(tuner, rows, faults, flags["strict"])
+    data = _tokenise(tuner, rows, faults, flags["strict"], folder=folder)
     if unread := tuner.unread_characters(data):
         warn(f"this model cannot read {' '.join(unread)!r} in the transcripts; write numbers as words.")
     validation = _tokenise(tuner, held[0], held[1], flags["strict"], "data to validate on") if held else None
@@ -183,13 +194,17 @@ def _train(tuner: Any, rows: Any, faults: Any, flags: dict[str, Any], held: Any,
     return outcome.best
 
 
-def _tokenise(tuner: Any, rows: Any, faults: Any, strict: bool, name: str = "data") -> Any:
+def _tokenise(tuner: Any, rows: Any, faults: Any, strict: bool, name: str = "data", folder: Path | None = None) -> Any:
+    """The rows' codes, or what a folder of codes holds, told in a line."""
     from csm.cli.progress import Progress
     from csm.data.codes import summary
     from csm.data.faults import render
 
-    with Progress("tokenising") as bar:
-        data = tuner.tokenise(rows, faults, bar.update, strict)
+    if folder:
+        data = tuner.read_codes(folder, strict)
+    else:
+        with Progress("tokenising") as bar:
+            data = tuner.tokenise(rows, faults, bar.update, strict)
     if data.faults:
         warn(f"skipped:\n{render(data.faults)}")
     say(f"{name}: {summary(data)}")
@@ -239,7 +254,7 @@ _preset_command("style-tune", "Take on a way of speaking: all parts learn, codeb
 _preset_command("domain", "Learn a domain's words: the backbone learns, the voice stays.")
 _preset_command("conversation", "Learn to answer in a dialogue: earlier turns are context.")
 
-for _command in (full, lora, run, stages, plot, prepare):
+for _command in (full, lora, run, stages, plot, prepare, tokenize):
     main.add_command(_command)
 
 

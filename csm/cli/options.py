@@ -15,6 +15,15 @@ PATH = click.Path(path_type=Path)
 SEED = click.IntRange(0, 2**63 - 1)
 
 
+class AutoInt(click.ParamType):
+    """A whole number, or `auto`."""
+
+    name = "INTEGER|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else click.INT.convert(value, param, ctx)
+
+
 def _bundle(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     def add(command: Command) -> Command:
         for option in reversed(options):
@@ -41,9 +50,10 @@ takes_base = click.option(
     "--base", type=PATH, help="a model folder that lends config, tokenizer and codec to weights that stand alone"
 )
 
-reads_data = _bundle(
+_DATA = (
     click.option("--data-path", "data_paths", multiple=True, type=PATH, metavar="PATH",
-                 help="JSON of conversations, or a folder with audio/ and transcripts/; may be repeated"),
+                 help="JSON of conversations, a folder with audio/ and transcripts/, or a folder that tokenize wrote; may be "
+                 "repeated"),
     click.option("--audio-dir", type=PATH, help="sound files, with --transcript-dir"),
     click.option("--transcript-dir", type=PATH, help="a .txt for each sound file, by the same relative name"),
     click.option("--alignment-dir", type=PATH, help="where each word lies (.json, .TextGrid), by the same relative name"),
@@ -53,8 +63,10 @@ reads_data = _bundle(
     click.option("--denoise", is_flag=True, help="take steady noise out of every recording, and say how much"),
     click.option("--speaker-id", type=click.IntRange(0), help="who speaks, where the data does not say"),
     click.option("--strict", is_flag=True, help="stop at a clip that cannot be used, rather than skip and count it"),
-    click.option("--cache-dir", type=PATH, help="where audio codes are kept; default: the user's cache folder"),
 )  # fmt: skip
+_CACHE = click.option("--cache-dir", type=PATH, help="where audio codes are kept; default: the user's cache folder")
+names_data = _bundle(*_DATA)
+reads_data = _bundle(*_DATA, _CACHE)
 
 
 chooses_method = click.option(
@@ -86,7 +98,9 @@ shapes_recipe = _bundle(
     click.option("--learning-rate", "--lr", "learning_rate", type=float),
     click.option("--epochs", type=int),
     click.option("--max-steps", type=int, help="updates in all, in place of epochs"),
-    click.option("--batch-size", type=int, help="examples in a micro-batch"),
+    click.option("--batch-size", type=AutoInt(), help="examples in a micro-batch; auto finds what fits"),
+    click.option("--max-batch-frames", type=int,
+                 help="rows in a micro-batch at most, padding included; 0 for no limit"),
     click.option("--accumulate", "--gradient-accumulation-steps", "accumulate", type=int,
                  help="micro-batches in an update"),
     click.option("--freeze-backbone/--no-freeze-backbone", default=None),
@@ -113,7 +127,7 @@ shapes_recipe = _bundle(
 )  # fmt: skip
 
 RECIPE_FLAGS = (
-    "learning_rate", "epochs", "max_steps", "batch_size", "accumulate", "freeze_backbone", "freeze_decoder",
+    "learning_rate", "epochs", "max_steps", "batch_size", "max_batch_frames", "accumulate", "freeze_backbone", "freeze_decoder",
     "freeze_embeddings", "semantic_weight", "acoustic_weight", "decoder_fraction", "context_turns", "max_audio_length_ms",
     "max_seq_len", "optimizer", "schedule", "weight_decay", "max_grad_norm", "val_split", "val_every", "val_batch_size",
     "save_every", "log_every", "seed", "style_name",

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 
-from csm.data.examples import Example, ExampleSet, rng_for
+from csm.data.examples import Example, ExampleSet
+from csm.data.order import EpochOrder, budget_order, cut_by_budget, epoch_order
 from csm.data.terms import repeated
-
-BUCKET_BATCHES = 16  # batches' worth of examples that are sorted by length together
 
 
 @dataclass(frozen=True)
@@ -113,23 +113,15 @@ def some_examples(batch: Batch, chosen: Sequence[int] | np.ndarray) -> Batch:
     )  # fmt: skip
 
 
-def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The epoch's batches of indices: shuffled, sorted by length within buckets, batches shuffled again."""
-    draw = rng_for(seed, epoch, "", "order")
-    shuffled = draw.permutation(len(lengths))
-    bucket, batches = batch_size * BUCKET_BATCHES, []
-    for start in range(0, len(shuffled), bucket):
-        part = sorted(shuffled[start : start + bucket].tolist(), key=lambda i: lengths[i])
-        batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
-    return [batches[i] for i in draw.permutation(len(batches))]
-
-
 class EpochBatches:
     """The micro-batches of any epoch, and the updates they make.
 
     `often` says how many times an epoch shows each example, 1 where it is None; see `csm.data.terms.repeated`.
     An update takes `accumulate` micro-batches; the last of an epoch may have fewer, which changes nothing in its
     weighting, since losses are means over the tokens of the whole update.
+
+    Raises:
+        CsmError: an example alone is longer than `max_frames`, the rows of a micro-batch with its padding (0: no limit).
     """
 
     def __init__(
@@ -140,40 +132,67 @@ class EpochBatches:
         decoder_fraction: float,
         seed: int,
         often: Sequence[float] | None = None,
+        max_frames: int = 0,
     ):
         self.examples, self.batch_size, self.accumulate = examples, batch_size, accumulate
         self.decoder_fraction, self.seed = decoder_fraction, seed
-        self._order: tuple[int, list[list[int]]] = (-1, [])
-        self._lengths = [len(source.own) for source in examples.sources]
-        self._often, self._ids = often, [source.id for source in examples.sources]
-        micro_batches = -(-len(self._shown(0)) // batch_size)
-        self.updates = -(-micro_batches // accumulate)
+        self.max_frames, self._often = max_frames, often
+        self._epoch, self._order = 0, self._order_of(0)
+        self.updates = -(-len(self._order) // accumulate)
 
     def update(self, epoch: int, number: int) -> list[Batch]:
         """The micro-batches of update `number` (from 0) of `epoch`."""
-        if self._order[0] != epoch:
-            shown = self._shown(epoch)
-            order = epoch_order([self._lengths[i] for i in shown], self.batch_size, self.seed, epoch)
-            self._order = (epoch, [[shown[i] for i in batch] for batch in order])
-        span = self._order[1][number * self.accumulate : (number + 1) * self.accumulate]
-        return [self._batch(indices, epoch) for indices in span]
+        if self._epoch != epoch:
+            self._epoch, self._order = epoch, self._order_of(epoch)
+        span = range(number * self.accumulate, min((number + 1) * self.accumulate, len(self._order)))
+        return [self._batch(self._order[i], epoch) for i in span]
 
-    def _shown(self, epoch: int) -> list[int]:
+    def _order_of(self, epoch: int) -> EpochOrder:
+        """The batches of an epoch; always equally many."""
+        shown = self._shown(epoch)
+        if not self.max_frames:
+            return epoch_order(self.examples.sources.rows[shown], self.batch_size, self.seed, epoch).of(shown)
+        always = len(shown) if self._often is None else int(np.floor(self._often).sum())
+        rows = self.examples.most_rows
+        return budget_order(rows, shown, always, self.batch_size, self.max_frames, self.seed, epoch)
+
+    def _shown(self, epoch: int) -> np.ndarray:
         """The examples of an epoch, as often as each is shown; always equally many."""
         if self._often is None:
-            return list(range(len(self.examples)))
-        return repeated(self._ids, self._often, self.seed, epoch)
+            return np.arange(len(self.examples), dtype=np.int32)
+        sources = self.examples.sources
+        return np.array(repeated(lambda i: sources[i].id, self._often, self.seed, epoch), np.int32)
 
-    def _batch(self, indices: list[int], epoch: int) -> Batch:
-        examples = [self.examples.example(i, epoch) for i in indices]
+    def _batch(self, indices: np.ndarray, epoch: int) -> Batch:
+        examples = [self.examples.example(int(i), epoch) for i in indices]
         depth = [self.examples.depth_frames(e, epoch, self.decoder_fraction) for e in examples]
         return collate(examples, depth)
 
 
-def validation_batches(examples: ExampleSet, batch_size: int) -> list[Batch]:
-    """Every example once, in order, every frame in the depth decoder's loss, the context of epoch 0."""
-    out = []
-    for start in range(0, len(examples), batch_size):
-        part = [examples.example(i, 0) for i in range(start, min(start + batch_size, len(examples)))]
-        out.append(collate(part, [np.ones(len(e.targets), bool) for e in part]))
-    return out
+class ValidationBatches(Sequence[Batch]):
+    """Every example once, in order, every frame in the depth decoder's loss, the context of epoch 0; made when asked for."""
+
+    def __init__(self, examples: ExampleSet, batch_size: int, max_frames: int = 0):
+        self.examples = examples
+        self.ends = cut_by_budget(examples.most_rows, batch_size, max_frames)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Batch]: ...
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        first = int(self.ends[index - 1]) if index else 0
+        part = [self.examples.example(i, 0) for i in range(first, int(self.ends[index]))]
+        return collate(part, [np.ones(len(e.targets), bool) for e in part])
+
+
+def validation_batches(examples: ExampleSet, batch_size: int, max_frames: int = 0) -> Sequence[Batch]:
+    """See `ValidationBatches`."""
+    return ValidationBatches(examples, batch_size, max_frames)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from csm.data.codes_folder import is_codes_folder, read_rows
 from csm.data.conversations import read_conversations
 from csm.data.faults import Fault, require_usable
 from csm.data.folders import read_folders
@@ -55,6 +56,8 @@ def read_data(
 def _read_path(path: Path, speaker: int | None) -> tuple[list[list[Row]], list[Fault]]:
     if path.suffix.lower() in (".pkl", ".pickle"):
         raise CsmError(f"{path} is a pickle, which can run code and is never read.", "Export it as JSON.")
+    if is_codes_folder(path):
+        return read_rows(path), []
     if path.is_dir():
         audio, transcripts = path / "audio", path / "transcripts"
         apart = audio.is_dir() and transcripts.is_dir()

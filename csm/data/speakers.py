@@ -4,24 +4,8 @@ are context only."""
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Protocol
 
 from csm.errors import CsmError
-
-
-class Turn(Protocol):
-    """A row or a source."""
-
-    @property
-    def speaker(self) -> int: ...
-
-    @property
-    def weight(self) -> float: ...
-
-
-def carries_loss(turn: Turn, learned: Collection[int]) -> bool:
-    """Whether a turn is learned, `learned` being the speakers whose turns are."""
-    return turn.speaker in learned and turn.weight > 0
 
 
 def learned_speakers(present: Iterable[int], masked: Collection[int], only: Collection[int]) -> set[int]:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from csm.data.examples import Source, rng_for
+from csm.data.draws import rng_for
 from csm.data.row import clean_text
+from csm.data.sources import Source, Sources
 from csm.errors import CsmError
 from csm.recipe import Recipe
 
@@ -46,27 +47,32 @@ class TermClips:
 
     @classmethod
     def of(cls, sources: Sequence[Source], terms: Sequence[str]) -> TermClips:
-        joined, holds = "\n".join(map(_folded, sources)), cls.finder(terms)
-        absent = tuple(term for term in terms if not _pattern([term]).search(joined))
-        return cls(np.array([holds(source) for source in sources], bool), absent)
+        says, texts = cls.finder(terms), list[str]()
+        holds = np.zeros(len(sources), bool)
+        for i, text in enumerate(Sources.of(sources).texts):
+            if says(text):
+                holds[i] = True
+                texts.append(_folded(text))
+        joined = "\n".join(texts)
+        return cls(holds, tuple(term for term in terms if not _pattern([term]).search(joined)))
 
     @staticmethod
-    def finder(terms: Sequence[str]) -> Callable[[Source], bool]:
+    def finder(terms: Sequence[str]) -> Callable[[str], bool]:
         """A function that says whether a clip's text holds any of the terms."""
         wanted = _pattern(terms)
-        return lambda source: bool(wanted.search(_folded(source)))
+        return lambda text: bool(wanted.search(_folded(text)))
 
 
-def _folded(source: Source) -> str:
-    return clean_text(source.text).casefold()
+def _folded(text: str) -> str:
+    return clean_text(text).casefold()
 
 
 def _pattern(terms: Sequence[str]) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w)(?:{'|'.join(re.escape(clean_text(term).casefold()) for term in terms)})(?!\w)")
 
 
-def repeated(ids: Sequence[str], often: Sequence[float], seed: int, epoch: int) -> list[int]:
-    """Indices of the examples that an epoch shows, each `often` times.
+def repeated(id_of: Callable[[int], str], often: Sequence[float], seed: int, epoch: int) -> list[int]:
+    """Indices of the examples that an epoch shows, each `often` times: whole times first, then what is drawn.
 
     Of a factor like 2.5 every epoch shows twice all and a third time half of those with that factor, drawn by
     (seed, epoch, id): another half each time, and equally many.
@@ -74,7 +80,7 @@ def repeated(ids: Sequence[str], often: Sequence[float], seed: int, epoch: int) 
     shown = [i for i, times in enumerate(often) for _ in range(int(times))]
     for factor in sorted({times for times in often if times % 1}):
         share = [i for i, times in enumerate(often) if times == factor]
-        draws = {i: rng_for(seed, epoch, ids[i], "terms").random() for i in share}
+        draws = {i: rng_for(seed, epoch, id_of(i), "terms").random() for i in share}
         shown += sorted(sorted(share, key=draws.__getitem__)[: round((factor % 1) * len(share))])
     return shown
 

@@ -7,24 +7,32 @@ fine_tuner.train(train_dataset=[Segment("hello there.", 5, "hello.wav"), ...], b
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from csm.adapters.origin import write_base
 from csm.adapters.plan import plan_adapters
 from csm.backend import Backend, choose_backend
+from csm.data.ahead import spare_threads
 from csm.data.batches import EpochBatches, validation_batches
 from csm.data.codes import CodeCache, Tokenised, data_fingerprint, default_cache_folder, tokenise
+from csm.data.codes_folder import read_turns
 from csm.data.cutting import Cutting, cut
-from csm.data.examples import ExampleSet, Source, make_sources, split
+from csm.data.examples import ExampleSet
 from csm.data.faults import Fault, render
+from csm.data.order import check_budget
 from csm.data.row import Row
-from csm.data.speakers import carries_loss, learned_speakers
+from csm.data.sources import Sources, make_sources
+from csm.data.speakers import learned_speakers
+from csm.data.split import split
 from csm.data.terms import TermClips, describe_terms, term_shares
 from csm.errors import CsmError
 from csm.model_folder import ModelFolder, open_folder, pointed_to
@@ -36,12 +44,14 @@ from csm.training.dataset import tokenise_segments
 from csm.training.lengths import describe_limits, fit_turns, longest_rows
 from csm.training.lineage import parent_run
 from csm.training.loop import Parts, train
+from csm.training.probe import find_batch
 from csm.training.run_folder import TRAINER, Position, RunFolder, now
 from csm.training.watchers import Report, Watchers
 from csm.weights import parameter_shapes
 
 UNCHANGED = "unchanged"
 RUN_SCHEMA = 1
+AUTO = (("batch_size", 0), ("batch_size", "auto"))
 
 
 @dataclass(frozen=True)
@@ -98,11 +108,12 @@ class CSMFineTuner:
             ("arguments", {"learning_rate": learning_rate}),
         ]
         self._by_data: list[tuple[str, Mapping[str, Any]]] = []
+        self._found_batch: list[tuple[str, Mapping[str, Any]]] = []
 
     @property
     def resolved(self) -> Resolved:
         """The recipe as it stands: preset, what follows from the data, recommendation, further layers, with sources."""
-        return resolve(self.preset, PRESETS[self.preset], [*self._by_data, *self.layers])
+        return resolve(self.preset, PRESETS[self.preset], [*self._by_data, *self.layers, *self._found_batch])
 
     @property
     def adapters(self) -> str | None:
@@ -143,12 +154,19 @@ class CSMFineTuner:
             pieces = cut(conversations, cutting)
             conversations, faults = pieces.conversations, [*faults, *pieces.faults]
         cache = CodeCache(self.cache_folder, self.backend.codec(self.base))
-        found = tokenise(conversations, cache, progress, faults=faults, strict=strict)
+        found = tokenise(conversations, cache, progress, faults=faults, strict=strict, threads=spare_threads())
         return fit_turns(found, self.base, self.resolved.recipe, strict)
+
+    def read_codes(self, folder: Path, strict: bool = False) -> Tokenised:
+        """What `csm-finetune tokenize` left in a folder; no sound file is needed. Raises as `read_turns`."""
+        turns, frame_rate = read_turns(folder, self.backend.codec(self.base).fingerprint)
+        return fit_turns(Tokenised(turns, [], frame_rate, folder), self.base, self.resolved.recipe, strict)
 
     def unread_characters(self, data: Tokenised) -> str:
         """Characters of the transcripts that the model's tokenizer does not know, each once."""
-        characters = {c for conversation in data.conversations for turn in conversation for c in turn.row.text}
+        characters = set[str]()
+        for text in data.turns.texts:
+            characters.update(text)
         return TextTokenizer(self.base.beside).unknown_characters("".join(sorted(characters)))
 
     def train(
@@ -167,7 +185,7 @@ class CSMFineTuner:
 
         Args:
             train_dataset: Segments, Conversations, or what `tokenise` made of files.
-            batch_size: examples in a micro-batch; None keeps the recipe's.
+            batch_size: examples in a micro-batch; None keeps the recipe's, 0 finds what fits.
             epochs: None keeps the recipe's, or what follows from the minutes of the data where only the preset speaks.
             validation_dataset: what to validate on, in place of a share of `train_dataset`: the recipe's val_split is 0.
             resume: insist on going on with a run that is there.
@@ -180,6 +198,7 @@ class CSMFineTuner:
             Interrupted: SIGINT or SIGTERM came; the state was saved.
         """
         self.layers.append(("arguments", dict(batch_size=batch_size, epochs=epochs)))
+        self._found_batch = []
         data = self._tokenised(train_dataset)
         held = None if validation_dataset is None else self._tokenised(validation_dataset)
         watch = watch or (Watchers(report) if report else Watchers())
@@ -187,6 +206,11 @@ class CSMFineTuner:
         training, validation = self._split(data, held, watch)
         if self.resolved.recipe.terms:
             watch.notice(describe_terms(training.sources, validation.sources, self.resolved.recipe))
+        if budget := self.resolved.recipe.max_batch_frames:
+            for part in (training, validation):
+                check_budget(part.most_rows, budget)
+        if self.resolved.recipe.batch_size == 0:
+            self._find_batch(training, fresh, watch)
         identity = self._identity(data, held)
         self._refuse_own_inputs(data, held)
         aside = self.run.set_aside() if fresh and self.run.path.exists() else None
@@ -225,8 +249,8 @@ class CSMFineTuner:
         bases, below = [self.base.path], self.base.base
         while below is not None:
             bases, below = [*bases, below.path], below.base
-        inputs = [*bases, *(turn.row.audio for one in data if one for c in one.conversations for turn in c)]
-        for path in inputs:
+        sounds = (path for one in data if one is not None for path in _inputs(one))
+        for path in itertools.chain(bases, sounds):
             if path.resolve().is_relative_to(out):
                 raise CsmError(
                     f"the output folder {self.run.path} holds what it is made from: {path}.", "Give another."
@@ -249,30 +273,28 @@ class CSMFineTuner:
 
     def _learned(self, data: Tokenised) -> set[int]:
         recipe = self.resolved.recipe
-        present = {turn.row.speaker for conversation in data.conversations for turn in conversation}
-        return learned_speakers(present, recipe.mask_speaker_ids, recipe.only_speaker_ids)
+        return learned_speakers(data.speakers, recipe.mask_speaker_ids, recipe.only_speaker_ids)
 
     def _minutes(self, data: Tokenised) -> float:
         """Minutes of the turns that carry loss."""
-        learned, turns = self._learned(data), (turn for c in data.conversations for turn in c)
-        frames = sum(turn.codes.shape[1] for turn in turns if carries_loss(turn.row, learned))
-        return frames / data.frame_rate / 60
+        turns, learned = data.turns, list(self._learned(data))
+        learns = np.isin(turns.speakers, learned)
+        return data.minutes(learns if turns.weights is None else learns & (turns.weights > 0))
 
-    def _sources(self, data: Tokenised, learned: set[int]) -> tuple[list[list[Source]], list[Source]]:
+    def _sources(self, data: Tokenised, learned: set[int]) -> tuple[Sources, Sources]:
         """The conversations that have a turn to learn, and the clips that stand alone and are context only.
 
         Raises:
             CsmError: no turn carries loss.
         """
-        codebooks = self.base.config.num_codebooks
-        sources = make_sources(data.conversations, TextTokenizer(self.base.beside), codebooks)
-        aside = [c[0] for c in sources if len(c) == 1 and c[0].speaker in learned and c[0].weight == 0]
-        kept = [c for c in sources if any(carries_loss(source, learned) for source in c)]
-        if not kept and any(source.speaker in learned for c in sources for source in c):
+        sources = make_sources(data.turns, TextTokenizer(self.base.beside), self.base.config.num_codebooks)
+        mine, counts = np.isin(sources.speakers, list(learned)), sources.carrying_loss(learned)
+        if mine.any() and not counts.any():
             raise CsmError(
                 "every turn to learn has the weight 0: nothing would be learned.", "Give some a weight of 1."
             )
-        return kept, aside
+        kept = np.isin(sources.conversations, sources.conversations[counts])
+        return sources.take(kept), sources.take(sources.alone & mine & ~counts)
 
     def _split(
         self, data: Tokenised, held: Tokenised | None = None, watch: Watchers | None = None
@@ -283,8 +305,8 @@ class CSMFineTuner:
         parts = split(sources, recipe.val_split, recipe.seed, of_note)
         if held is not None:
             parts = parts[0], self._held(parts[0], held, learned, watch or Watchers())
-        training, validation = ([source for source in part if carries_loss(source, learned)] for part in parts)
-        if not validation and recipe.early_stop and recipe.select_by == "validation_loss":
+        training, validation = (part.take(part.carrying_loss(learned)) for part in parts)
+        if not len(validation) and recipe.early_stop and recipe.select_by == "validation_loss":
             raise CsmError(
                 "early_stop has nothing to go by: nothing is held out.", "Hold out a tenth: --val-split 0.1."
             )
@@ -294,27 +316,45 @@ class CSMFineTuner:
                 "Terms are found as whole words in the transcripts; inflections are terms of their own.",
             )
         turns, longest, lone = recipe.context_turns, longest_rows(self.base, recipe), recipe.clip_context
-        held_out = {source.sound for source in validation}
-        aside = [source for source in aside if source.sound not in held_out]
+        aside = aside.take(~np.isin(aside.sounds, validation.sounds))
         return (
             ExampleSet(training, turns, longest, recipe.seed, recipe.context_dropout, lone, aside),
             ExampleSet(validation, turns, longest, recipe.seed, clip_context=lone),
         )
 
-    def _held(self, training: Sequence[Source], held: Tokenised, learned: set[int], watch: Watchers) -> list[Source]:
+    def _held(self, training: Sources, held: Tokenised, learned: set[int], watch: Watchers) -> Sources:
         """The turns of data that was given to validate on."""
         if share := self.resolved.recipe.val_split:
             raise CsmError(
                 f"val_split is {share:g}, and data to validate on is given as well.",
                 "Give --val-split 0, or leave it out.",
             )
-        found = [source for conversation in self._sources(held, learned)[0] for source in conversation]
-        if not any(carries_loss(source, learned) for source in found):
+        found = self._sources(held, learned)[0]
+        if not found.carrying_loss(learned).any():
             raise CsmError("the data to validate on have no turn of a speaker that is learned.")
-        heard = {source.sound for source in training}
-        if both := sum(source.sound in heard for source in found):
+        if both := int(np.isin(found.sounds, training.sounds).sum()):
             watch.notice(f"{both} of {len(found)} turns to validate on are learned from too: their loss says little")
         return found
+
+    def _find_batch(self, training: ExampleSet, fresh: bool, watch: Watchers) -> None:
+        """Replace batch_size 0 by what fits, or by what an unfinished run found, so that it goes on alike."""
+        if self.run.exists and not fresh:
+            old = {**Recipe().to_dict(), **self.run.recipe().get("recipe", {})}
+            values = {key: old[key] for key in ("batch_size", "accumulate")}
+            self._found_batch = [("auto: what the run began with", values)]
+            return
+        asked = self.resolved.recipe
+        stated: list[tuple[str, Mapping[str, Any]]] = [
+            (source, {key: value for key, value in layer.items() if (key, value) not in AUTO})
+            for source, layer in self.layers
+        ]
+        update = resolve(self.preset, PRESETS[self.preset], stated).recipe.batch_size * asked.accumulate
+        trainer = self.backend.trainer(self.base, replace(asked, batch_size=1))
+        fit = find_batch(trainer, training, asked, update, self.backend.available_memory())
+        del trainer
+        self.backend.release_memory()
+        self._found_batch = [(fit.reason, dict(batch_size=fit.batch_size, accumulate=fit.accumulate))]
+        watch.notice(f"batch size: {fit.batch_size}, {fit.accumulate} to an update of {update} ({fit.reason})")
 
     def _parts(self, training: ExampleSet, validation: ExampleSet, checkpoint: Path | None) -> Parts:
         recipe = self.resolved.recipe
@@ -328,9 +368,16 @@ class CSMFineTuner:
             self.backend.write_unchanged(self.base, trainer.trained_names, unchanged)
         often, held_terms = term_shares(training.sources, validation.sources, recipe)
         batches = EpochBatches(
-            training, recipe.batch_size, recipe.accumulate, recipe.decoder_fraction, recipe.seed, often
+            training,
+            recipe.batch_size,
+            recipe.accumulate,
+            recipe.decoder_fraction,
+            recipe.seed,
+            often,
+            recipe.max_batch_frames,
         )
-        held_out = validation_batches(validation, recipe.val_batch_size or recipe.batch_size)
+        most = recipe.max_batch_frames
+        held_out = validation_batches(validation, recipe.val_batch_size or recipe.batch_size, most)
         return Parts(trainer, batches, held_out, self.run, unchanged, recipe, term_clips=held_terms)
 
     def _identity(self, data: Tokenised, held: Tokenised | None) -> dict[str, Any]:
@@ -339,8 +386,8 @@ class CSMFineTuner:
             "schema_version": RUN_SCHEMA,
             "preset": self.preset,
             "base": self.base.hash,
-            "data": data_fingerprint(data.conversations),
-            **({} if held is None else {"validation": data_fingerprint(held.conversations)}),
+            "data": data_fingerprint(data.turns),
+            **({} if held is None else {"validation": data_fingerprint(held.turns)}),
             "recipe": self.resolved.recipe.to_dict(),
         }
 
@@ -360,8 +407,6 @@ class CSMFineTuner:
         return found
 
     def _lineage(self, data: Tokenised, training: ExampleSet, validation: ExampleSet) -> dict[str, Any]:
-        turns = [turn for conversation in data.conversations for turn in conversation]
-        minutes = sum(turn.codes.shape[1] for turn in turns) / data.frame_rate / 60
         return {
             "schema_version": RUN_SCHEMA,
             "parent": {
@@ -371,10 +416,10 @@ class CSMFineTuner:
                 "run": parent_run(self.base.path),
             },
             "data": {
-                "fingerprint": data_fingerprint(data.conversations),
-                "clips": len(turns),
-                "minutes": round(minutes, 2),
-                "speakers": sorted({turn.row.speaker for turn in turns}),
+                "fingerprint": data_fingerprint(data.turns),
+                "clips": len(data.turns.frames),
+                "minutes": round(data.minutes(), 2),
+                "speakers": data.speakers,
                 "skipped": [fault.text for fault in data.faults],
                 "training": [source.id for source in training.sources],
                 "validation": [source.id for source in validation.sources],
@@ -384,6 +429,15 @@ class CSMFineTuner:
             "program": f"csm-finetune {_version()}",
             "started": now(),
         }
+
+
+def _inputs(data: Tokenised) -> Iterator[Path]:
+    """The folder of codes, or the sound files, that data was read from."""
+    if data.folder:
+        yield data.folder
+        return
+    for number in range(len(data.turns.frames)):
+        yield data.turns.row(number).audio
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

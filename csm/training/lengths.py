@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
-from csm.data.codes import CodedTurn, Tokenised
+import numpy as np
+
+from csm.data.codes import Tokenised
 from csm.data.faults import Fault, require_usable
+from csm.data.sources import text_rows
 from csm.errors import CsmError
 from csm.model_folder import ModelFolder
 from csm.recipe import Recipe
@@ -27,21 +29,17 @@ def fit_turns(data: Tokenised, base: ModelFolder, recipe: Recipe, strict: bool =
     Raises:
         CsmError: nothing is left, or `strict` and a turn is too long; the limit is below one frame.
     """
-    cut, longest = _cutter(data, recipe), longest_rows(base, recipe)
-    tokenizer = TextTokenizer(base.beside)
-    faults, kept = list(data.faults), []
-    for conversation in data.conversations:
-        turns = []
-        for turn in map(cut, conversation):
-            rows = len(tokenizer.encode(turn.row.text, turn.row.speaker)) + turn.codes.shape[1] + turn.ends
-            if rows <= longest:
-                turns.append(turn)
-            else:
-                faults.append(Fault(turn.row.audio, _too_long(rows, longest, base)))
-        if turns:
-            kept.append(turns)
+    turns, longest = data.turns, longest_rows(base, recipe)
+    if recipe.max_audio_length_ms:
+        turns = turns.cut_at(_frames(data, recipe))
+    ended = 1 if turns.ends is None else turns.ends
+    rows = text_rows(turns, TextTokenizer(base.beside)) + turns.frames + ended
+    faults = list(data.faults)
+    for number in np.flatnonzero(rows > longest).tolist():
+        faults.append(Fault(turns.row(number).audio, _too_long(int(rows[number]), longest, base)))
+    kept = turns.take(rows <= longest)
     require_usable(len(kept), faults, strict)
-    return Tokenised(kept, faults, data.frame_rate)
+    return replace(data, conversations=kept, faults=faults)
 
 
 def _too_long(rows: int, longest: int, base: ModelFolder) -> str:
@@ -49,23 +47,19 @@ def _too_long(rows: int, longest: int, base: ModelFolder) -> str:
     return f"needs {rows} rows and {whose} {longest}; cut it into clips"
 
 
-def _cutter(data: Tokenised, recipe: Recipe) -> Callable[[CodedTurn], CodedTurn]:
-    if not recipe.max_audio_length_ms:
-        return lambda turn: turn
+def _frames(data: Tokenised, recipe: Recipe) -> int:
     frames = int(recipe.max_audio_length_ms * data.frame_rate / 1000)
     if frames < 1:
         raise CsmError(
             f"max_audio_length_ms is {recipe.max_audio_length_ms:g}, less than one frame ({1000 / data.frame_rate:g} ms)."
         )
-    return lambda turn: (
-        turn if turn.codes.shape[1] <= frames else replace(turn, codes=turn.codes[:, :frames], ends=False)
-    )
+    return frames
 
 
 def describe_limits(data: Tokenised, base: ModelFolder, recipe: Recipe) -> list[str]:
     """Sentences on what the limits did to fitted data; none where they did nothing."""
     told, most = [], base.config.backbone.max_position_embeddings
-    cut = sum(not turn.ends for conversation in data.conversations for turn in conversation)
+    cut = 0 if data.turns.ends is None else int((~data.turns.ends).sum())
     if cut:
         many = "1 turn was" if cut == 1 else f"{cut} turns were"
         told.append(f"{many} cut at {recipe.max_audio_length_ms:g} ms; where they end is not learned from them")
