@@ -20,7 +20,6 @@ from csm.layouts import CSM_MLX, SESAME, TRANSFORMERS, into_layout, stored_name
 from csm.model_folder import ModelFolder, on_base
 from csm.torch.checkpoint import copy_companions, read_tensors, refuse_biases, save_copies, save_tensors
 from csm.torch.lora_file import read_adapter
-from csm.torch.merge import merge_tensors
 from csm.weights import AUDIO_TABLE, AUDIO_TABLE_ALIAS, CODEC_FILE, parameter_shapes
 from csm.whole_folder import whole_folder
 
@@ -41,7 +40,9 @@ def convert(folder: ModelFolder, out: Path, layout: str) -> None:
 
 
 def merge_adapter(folder: ModelFolder, adapter: Path, out: Path) -> None:
-    """Write a model with an adapter merged in to the new folder `out`, in transformers' layout, in the model's dtypes.
+    """Write a model with an adapter merged in to the new folder `out`, in transformers' layout.
+
+    What the adapter changes is written in fp32, as training leaves it: in bf16 a small change would be lost to rounding.
 
     Raises:
         CsmError: as `convert`; the adapter does not fit the model or belongs to another.
@@ -64,18 +65,14 @@ def convert_adapter(path: Path, base: ModelFolder, out: Path, layout: str) -> No
 
 
 def read_weights(folder: ModelFolder) -> dict[str, torch.Tensor]:
-    """Every parameter by transformers' name, in its stored dtype, an adapter taken in; the tied audio table once."""
-    if folder.base is not None:
-        weights = read_weights(folder.base)
-        dtypes = {name: tensor.dtype for name, tensor in weights.items()}
-        merge_tensors(weights, read_adapter(folder.path, folder.config, weights.get))
-        refuse_biases(folder, weights)
-        return {name: tensor.to(dtypes[name]) for name, tensor in weights.items()}
+    """Every parameter by transformers' name, the tied audio table once; in fp32 what an adapter changes."""
     if AUDIO_TABLE in folder.files and AUDIO_TABLE_ALIAS in folder.files:
         both = read_tensors(folder, [AUDIO_TABLE, AUDIO_TABLE_ALIAS])
         if not torch.equal(both[AUDIO_TABLE], both[AUDIO_TABLE_ALIAS]):
             raise CsmError(f"{folder.path} holds two audio tables that differ: {AUDIO_TABLE}, {AUDIO_TABLE_ALIAS}.")
-    return read_tensors(folder, list(parameter_shapes(folder.config)))
+    weights = read_tensors(folder, list(parameter_shapes(folder.config)))
+    refuse_biases(folder, weights)
+    return weights
 
 
 def write_model(folder: ModelFolder, weights: dict[str, torch.Tensor], out: Path, layout: str) -> None:
