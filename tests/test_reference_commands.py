@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import Result
 from safetensors.numpy import load_file
 from test_cli import finetune
@@ -216,13 +217,14 @@ def test_embeddings_learn_as_they_are_and_resume_exactly(
 
 def test_peft_loads_embeddings_that_were_learned_as_they_are(go: Run, toy_folder: Path) -> None:
     from peft import PeftModel
-    from test_lora import assert_logits, logits, their_logits, transformers_model
+    from test_lora import logits, their_logits, transformers_model
 
     run = go("lora", "--train-embeddings")
     best = run / "checkpoints" / (run / "best").read_text().strip()
     theirs = PeftModel.from_pretrained(transformers_model(toy_folder), best).eval()
     ours = logits(load_model(open_folder(best)).eval())
-    assert_logits(ours, their_logits(theirs))
+    for one, two in zip(ours, their_logits(theirs), strict=True):
+        torch.testing.assert_close(one, two, atol=5e-5 * max(1.0, float(two.abs().max())), rtol=0)
     without = logits(load_model(open_folder(toy_folder)).eval())
     assert (ours[0] - without[0]).abs().max() > 1e-2
 
