@@ -25,6 +25,7 @@ from csm.data.split import split
 from csm.data.turns import CodedTurn
 from csm.errors import CsmError
 from csm.tokenizer import TextTokenizer
+from csm.training.finetuner import CSMFineTuner
 
 RATE = 16_000
 WORD_SECONDS = 0.4
@@ -236,6 +237,16 @@ def test_context_never_overlaps_its_target(alone: bool, toy_folder: Path) -> Non
         inside = {n for n in range(6) if any((context[i : i + 12] == codes[n]).all() for i in range(len(context) - 11))}
         expected = {n for n in range(6) if abs(n - index) > 1 and (alone or n < index)}
         assert inside == expected
+
+
+def test_the_python_face_cuts_too(tmp_path: Path, toy_folder: Path) -> None:
+    row, _ = clip(tmp_path, "a", GAPS["even"])
+    tuner = CSMFineTuner(toy_folder, tmp_path / "run", cache=tmp_path / "cache", threads=1)
+    data = tuner.tokenise([[row]], cutting=Cutting(alignments=tmp_path / "alignments"))
+    (turns,) = data.conversations
+    assert " ".join(turn.row.text for turn in turns) == row.text
+    assert len(turns) > 3
+    assert all(turn.codes.shape[1] <= 10 * data.frame_rate + 1 for turn in turns)
 
 
 def test_the_command_cuts_by_alignments_and_says_so(tmp_path: Path, toy_folder: Path) -> None:

@@ -38,10 +38,15 @@ def missing() -> list[str]:
     return [name for name, there in {**found, "ffmpeg": shutil.which("ffmpeg")}.items() if not there]
 
 
+def texts_of_prompts(path: Path) -> dict[str, str]:
+    """What each prompt says, by its name."""
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    return dict(re.split(r":\s*", line, maxsplit=1) for line in lines if ":" in line and not line.startswith(";"))
+
+
 def prompts() -> dict[Path, str]:
     """Sixty prompts of 2 to 8 s whose text is words alone, drawn from the sorted names, and what they say."""
-    lines = gzip.decompress(TEXTS.read_bytes()).decode().splitlines()
-    texts = dict(re.split(r":\s*", line, maxsplit=1) for line in lines if ":" in line and not line.startswith(";"))
+    texts = texts_of_prompts(TEXTS)
     usable = []
     for path in sorted(SOUNDS.glob("*.g722")):
         seconds, text = path.stat().st_size / BYTES_A_SECOND, texts.get(path.stem, "")

@@ -11,14 +11,14 @@ from typing import Protocol
 
 import numpy as np
 
-from csm.audio import frame_levels
+from csm.audio import frame_levels, trim
 from csm.data.clips import prepare_sound
 from csm.data.pauses import LONGEST_SECONDS, SHORTEST_SECONDS, Span
 from csm.data.row import text_problem
 from csm.errors import CsmError
 
 LEAST_SPEECH = 0.5  # share of the clip in which somebody speaks
-LEAST_RANGE_DB = 15.0  # between the clip's loud and quiet tenths: below it something sounds in the pauses
+LEAST_RANGE_DB = 13.0  # between the speech's loud and quiet tenths: below it something sounds under all of it
 MOST_NO_SPEECH = 0.6
 LEAST_LOG_PROBABILITY = -0.4
 MOST_COMPRESSION = 2.4
@@ -59,7 +59,7 @@ def sound_doubt(span: Span, wave: np.ndarray, rate: int, likeness: Likeness | No
         return "little speech"
     if isinstance(prepare_sound(wave, rate), str):
         return "faulty sound"
-    levels = frame_levels(wave, rate)
+    levels = frame_levels(trim(wave, rate, keep_seconds=0.0), rate)
     if np.percentile(levels, 90) - np.percentile(levels, 10) < LEAST_RANGE_DB:
         return "music or noise under the speech"
     if likeness and span.seconds >= SPEAKERS_SECONDS and _changes(wave, rate, likeness):
