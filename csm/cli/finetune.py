@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from csm.cli.console import Group, answer, say, warn
+from csm.cli.convert import convert
+from csm.cli.lists import ListCommand
 from csm.cli.options import (
     ADAPTER_FLAGS,
     PATH,
@@ -42,7 +44,7 @@ def main() -> None:
 
 
 def _preset_command(preset: str, summary: str) -> None:
-    @main.command(preset, help=summary)
+    @main.command(preset, cls=ListCommand, help=summary)
     @click.option(
         "--model-path",
         default="csm-tiny",
@@ -83,6 +85,7 @@ def finetune(preset: str, flags: dict[str, Any]) -> Path | None:
     if flags["resume"] and flags["fresh"]:
         raise click.UsageError("--resume and --fresh exclude each other.")
     from csm.data.manifest import read_data
+    from csm.data.speaker_names import named_speakers
     from csm.training.finetuner import CSMFineTuner
 
     placement = {key: flags[key] for key in ("device", "dtype", "threads", "base")}
@@ -95,7 +98,12 @@ def finetune(preset: str, flags: dict[str, Any]) -> Path | None:
     if flags["dry_run"]:
         _say_epochs(tuner)
         return None
-    rows, faults = read_data(flags["data_paths"], flags["audio_dir"], flags["transcript_dir"], flags["speaker_id"])
+    rows, faults = read_data(
+        flags["data_paths"], flags["audio_dir"], flags["transcript_dir"], flags["speaker_id"],
+        format=flags["data_format"], language=flags["language"],
+    )  # fmt: skip
+    if named := named_speakers(rows):
+        say("speakers: " + ", ".join(f"{name} is {number}" for name, number in named.items()))
     return _train(tuner, rows, faults, flags)
 
 
@@ -197,7 +205,7 @@ _preset_command("style-tune", "Take on a way of speaking: all parts learn, codeb
 _preset_command("domain", "Learn a domain's words: the backbone learns, the voice stays.")
 _preset_command("conversation", "Learn to answer in a dialogue: earlier turns are context.")
 
-for _command in (run, stages, plot):
+for _command in (convert, run, stages, plot):
     main.add_command(_command)
 
 

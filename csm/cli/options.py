@@ -39,12 +39,21 @@ takes_base = click.option(
     "--base", type=PATH, help="a model folder that lends config, tokenizer and codec to weights that stand alone"
 )
 
+names_format = click.option(
+    "--format", "data_format", metavar="NAME", help="the layout of --data-path, where it is not to be found out"
+)
+names_language = click.option(
+    "--language", default="en", show_default=True, metavar="TAG", help="of clips that name none: en, de, pt-BR"
+)
+
 reads_data = _bundle(
-    click.option("--data-path", "data_paths", multiple=True, type=PATH, metavar="PATH",
-                 help="JSON of conversations, or a folder with audio/ and transcripts/; may be repeated"),
+    click.option("--data-path", "data_paths", multiple=True, metavar="PATH...",
+                 help="files and folders in any layout of docs/formats.md, mixed; hf://owner/name on the hub"),
     click.option("--audio-dir", type=PATH, help="sound files, with --transcript-dir"),
     click.option("--transcript-dir", type=PATH, help="a .txt for each sound file, by the same relative name"),
     click.option("--speaker-id", type=click.IntRange(0), help="who speaks, where the data does not say"),
+    names_format,
+    names_language,
     click.option("--strict", is_flag=True, help="stop at a clip that cannot be used, rather than skip and count it"),
     click.option("--cache-dir", type=PATH, help="where audio codes are kept; default: the user's cache folder"),
 )  # fmt: skip

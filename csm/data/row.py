@@ -22,6 +22,7 @@ class Row:
         start, end: where in the sound file the clip lies, in seconds; None for its beginning and its end.
         language: the language of the text, as BCP 47 writes it.
         weight: of the turn's loss, against 1 for the others.
+        speaker_name: what the data call the speaker, where that is no number.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Row:
     end: float | None = None
     language: str = "en"
     weight: float = 1.0
+    speaker_name: str | None = None
 
 
 def clean_text(text: str) -> str:
