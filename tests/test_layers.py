@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
-    "errors", "config", "torch_file", "weights", "adapter", "recipe", "presets", "segment", "audio", "threads", "tokenizer",
+    "errors", "config", "torch_file", "weights", "adapter", "recipe", "presets", "segment", "containers", "audio", "threads", "tokenizer",
     "adapter_folder", "layouts", "flavours", "adapters", "peft_form", "csm_mlx_form", "whole_folder", "tiny_codec", "codec",
     "model_folder", "frames", "data", "backend", "torch", "training", "generator", "samples", "cli",
 )  # fmt: skip
