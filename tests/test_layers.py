@@ -16,9 +16,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
-    "errors", "config", "torch_file", "weights", "adapter", "recipe", "presets", "segment", "containers", "audio", "threads", "tokenizer",
-    "adapter_folder", "layouts", "flavours", "adapters", "peft_form", "csm_mlx_form", "whole_folder", "tiny_codec", "codec",
-    "model_folder", "frames", "data", "backend", "torch", "training", "generator", "samples", "cli",
+    "errors", "config", "torch_file", "weights", "adapter", "recipe", "presets", "segment", "containers", "audio",
+    "threads", "tokenizer", "adapter_folder", "layouts", "flavours", "adapters", "peft_form", "csm_mlx_form",
+    "whole_folder", "tiny_codec", "codec", "model_folder", "frames", "data", "backend", "torch", "training",
+    "generator", "samples", "cli",
 )  # fmt: skip
 """The rooms of csm from left to right: each imports only itself and what stands to its left."""
 

@@ -76,7 +76,10 @@ class Remote:
         return self._found[url]
 
     def _fetch(self, url: str) -> Path:
-        host = urlsplit(url).netloc
+        try:
+            host = urlsplit(url).netloc
+        except ValueError as error:
+            raise WrongField(f"{_names(url)}: {error}") from error
         if self._silent.get(host, 0) >= GIVE_UP_AFTER:
             raise WrongField(f"{_names(url)}: {host} has not answered {GIVE_UP_AFTER} times")
         entry = self.cache / "remote" / hashlib.sha256(url.encode("utf-8", "replace")).hexdigest()

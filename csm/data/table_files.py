@@ -102,7 +102,8 @@ def _separated(path: Path) -> Iterator[Record | Fault]:
             if twice := [name for name in names if names.count(name) > 1 and name]:
                 raise CsmError(f"{path} has two columns called {twice[0]}.", "Rename one of them.")
         elif len(cells) != len(names):
-            yield Fault(path, f"has {len(cells)} fields, not {len(names)} as the header; the row is left out", line)
+            quote = ", and a text with a comma needs quotation marks" if separator == "," else ""
+            yield Fault(path, f"has {len(cells)} fields, not {len(names)} as the header{quote}; it is left out", line)
         else:
             yield Record(dict(zip(names, cells, strict=True)), path, line)
 
