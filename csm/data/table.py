@@ -60,7 +60,7 @@ def read_records(
                 turns.append(_turns(record, defaults, sounds))
             except WrongField as error:
                 problems[str(error)] += 1
-                faults.append(Fault(record.file, f"{error}; the row is left out", record.line))
+                faults.append(Fault(record.file, f"{error}; {record.called} is left out", record.line))
     for problem, (sentence, hint) in LACKS.items():
         if not turns and problems[problem] == len(faults) > 0:
             raise CsmError(f"{path} {sentence}.", hint)

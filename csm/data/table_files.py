@@ -23,11 +23,15 @@ SEPARATORS = (",", "\t", ";", "|")
 
 @dataclass(frozen=True)
 class Record:
-    """A row of a table: its cells by column, the file, and the line (or number, from 1) of it."""
+    """A row of a table: its cells by column, the file, and the line (or number, from 1) of it.
+
+    `called` tells rows apart that may stand on one line.
+    """
 
     values: Mapping[str, Any]
     file: Path
     line: int | None
+    called: str = "the row"
 
 
 def records_of(path: Path) -> Iterator[Record | Fault]:
@@ -50,8 +54,8 @@ def _json_records(path: Path) -> Iterator[Record | Fault]:
     if not isinstance(document, list):
         raise CsmError(f"{path} is not a list of rows.", 'Its form is [{"path", "text", "speaker"}, ...].')
     lines = Lines(text)
-    for value, at in zip(document, elements(text, text.index("[")), strict=True):
-        yield _record(value, path, lines[at])
+    for number, (value, at) in enumerate(zip(document, elements(text, text.index("[")), strict=True), 1):
+        yield _record(value, path, lines[at], f"row {number}")
 
 
 def _columns(path: Path, document: dict[str, Any]) -> Iterator[Record | Fault]:
@@ -65,10 +69,10 @@ def _columns(path: Path, document: dict[str, Any]) -> Iterator[Record | Fault]:
         yield Record(dict(zip(columns, cells, strict=True)), path, number)
 
 
-def _record(value: Any, path: Path, line: int) -> Record | Fault:
+def _record(value: Any, path: Path, line: int, called: str = "the row") -> Record | Fault:
     if not isinstance(value, dict):
-        return Fault(path, "is no row of the form {...}; it is left out", line)
-    return Record(value, path, line)
+        return Fault(path, f"is no row of the form {{...}}; {called} is left out", line)
+    return Record(value, path, line, called)
 
 
 def _json_lines(path: Path) -> Iterator[Record | Fault]:
