@@ -25,6 +25,7 @@ FORMATS = {
     "speakers": "several speakers with their data, as JSON or YAML",
     "huggingface": "a data set of Hugging Face: a folder, or hf://owner/name",
 }
+MOST_TEXTS = 5  # in a folder that is still looked through for a script
 METADATA = ("metadata.csv", "metadata.txt", "metadata.jsonl")
 
 
@@ -81,8 +82,11 @@ def _listed_in(path: Path) -> list[Path]:
     """The file of a folder that lists its clips: its metadata, or the one text file that is a script."""
     if metadata := [path / name for name in METADATA if (path / name).is_file()]:
         return metadata
+    texts = sorted(path.glob("*.txt"))
+    if len(texts) > MOST_TEXTS:
+        return []
     scripts = []
-    for text in sorted(path.glob("*.txt")):
+    for text in texts:
         try:
             lines = [line for line in read_lines(text) if line.strip()]
         except CsmError:
