@@ -21,7 +21,7 @@ from csm.data.fields import WrongField
 from csm.data.manifest import read_data
 from csm.data.patience import Unanswered, in_time
 from csm.data.remote import Limits, Remote
-from csm.data.sounds import Sounds
+from csm.data.sounds import Sounds, sound_name
 
 LIMITS = Limits(size=2_000_000, silence=0.5, total=2.0)
 
@@ -216,6 +216,14 @@ def test_a_server_that_never_answers_is_asked_three_times(remote: Remote) -> Non
         with pytest.raises(WrongField) as caught:
             remote.fetch(f"http://127.0.0.1:1/{number}.wav")
         assert ("has not answered 3 times" in str(caught.value)) == (number >= 3)
+
+
+def test_a_key_in_an_address_goes_nowhere(server: Server, remote: Remote, tmp_path: Path) -> None:
+    with pytest.raises(WrongField) as caught:
+        remote.fetch(f"{server.url}/a b.wav?key=secret words")
+    assert "secret" not in str(caught.value)
+    audio = tmp_path / "x.wav"
+    assert sound_name(f"{server.url}/x.wav?key=secret", audio) == f"{server.url}/x.wav"
 
 
 @pytest.mark.parametrize("url", ["https://", "http://[", "http://a b/x.wav", "https://\u00e9.invalid/\ud800.wav"])

@@ -79,7 +79,7 @@ class Remote:
         try:
             host = urlsplit(url).netloc
         except ValueError as error:
-            raise WrongField(f"{_names(url)}: {error}") from error
+            raise WrongField(_told(url, error)) from error
         if self._silent.get(host, 0) >= GIVE_UP_AFTER:
             raise WrongField(f"{_names(url)}: {host} has not answered {GIVE_UP_AFTER} times")
         entry = self.cache / "remote" / hashlib.sha256(url.encode("utf-8", "replace")).hexdigest()
@@ -87,9 +87,9 @@ class Remote:
             return (_from_web if _scheme(url) in ("http", "https") else _from_store)(url, entry, self.limits)
         except Unanswered as error:
             self._silent[host] = self._silent.get(host, 0) + 1
-            raise WrongField(f"{_names(url)}: {error}") from error
+            raise WrongField(_told(url, error)) from error
         except _Refused as error:
-            raise WrongField(f"{_names(url)}: {error}") from error
+            raise WrongField(_told(url, error)) from error
 
 
 class _Refused(Exception):
@@ -109,6 +109,13 @@ def _names(url: str) -> str:
     """The address without what may be secret in it."""
     bare = url.split("?", 1)[0]
     return f"names {re.sub(r'//[^/@]*@', '//', bare)[:300]}, which cannot be had".encode("ascii", "replace").decode()
+
+
+def _told(url: str, error: Exception) -> str:
+    """What went wrong with an address; libraries repeat it whole in their errors."""
+    secret = url.partition("?")[2]
+    text = f"{_names(url)}: {error}"
+    return text.replace(secret, "...") if secret else text
 
 
 def _from_web(url: str, entry: Path, limits: Limits) -> Path:

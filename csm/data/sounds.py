@@ -88,6 +88,8 @@ def sound_name(written: Any, audio: Path) -> str:
     """A row's name: the path as written, without suffix, in NFC; of bytes their own path or the cached file's name."""
     path = written.get("path") if isinstance(written, Mapping) else written
     text = path if isinstance(path, str) and path else audio.name
-    if not is_remote(text):
+    if is_remote(text):
+        text = text.split("?", 1)[0]  # what follows may be a key
+    else:
         text = Path(os.path.normpath(text)).with_suffix("").as_posix()
     return unicodedata.normalize("NFC", text)
