@@ -1,7 +1,8 @@
 """Sound files and waves: read, resample, level, trim, write. A wave is float32 `(samples,)`, mono, in -1..1.
 
-Limits: reads what libsndfile reads (wav, flac, ogg, opus, mp3). Truncation is judged from the container's own
-declared length where it has one (wav, flac, ogg) and from an abrupt end in mp3, which declares none.
+Limits: reads what libsndfile reads (wav, flac, ogg, opus, mp3), and through PyAV what `csm.containers` names. Truncation
+is judged from the container's own declared length where it has one (wav, flac, ogg) and from an abrupt end in mp3,
+which declares none.
 """
 
 from __future__ import annotations
@@ -15,25 +16,26 @@ from pathlib import Path
 
 import numpy as np
 
+from csm import containers
 from csm.errors import CsmError
 
 SAMPLE_RATE = 24_000
 TARGET_LUFS = -23.0
-SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
+SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", *containers.SUFFIXES)
 
 
-def read_audio(path: str | Path, start: float | None = None, end: float | None = None) -> tuple[np.ndarray, int]:
+def read_audio(
+    path: str | Path, start: float | None = None, end: float | None = None, longest: float | None = None
+) -> tuple[np.ndarray, int]:
     """Read a sound file, or the part of it from `start` to `end` seconds, as one mono wave at its own rate.
 
     Returns:
         the wave `(samples,)` float32, channels averaged, and the sample rate in Hz.
 
     Raises:
-        CsmError: the file is missing, is no sound file, is empty, is truncated, or holds values that are no numbers;
-            the part does not lie in it.
+        CsmError: the file is missing, is no sound file, is empty, is truncated, lasts more than `longest` seconds (and
+            no part of it is asked for), or holds values that are no numbers; the part does not lie in it.
     """
-    import soundfile
-
     path = Path(path)
     if not path.is_file():
         raise CsmError(f"{path} is not there." if not path.exists() else f"{path} is not a file.")
@@ -41,6 +43,23 @@ def read_audio(path: str | Path, start: float | None = None, end: float | None =
         raise CsmError(f"{path} is an empty file.")
     if path.suffix.lower() == ".raw":
         raise CsmError(f"{path} is sound without a header.", f"Readable are {', '.join(SUFFIXES)}.")
+    if containers.is_container(path):
+        wave, rate, seconds = containers.read_container(path, start, end, longest)
+        if start is not None or end is not None:
+            _part(path, start, end, seconds, rate)
+    else:
+        wave, rate = _read_sound(path, start, end, longest)
+    if len(wave) == 0:
+        raise CsmError(f"{path} holds no samples.")
+    if not np.isfinite(wave).all():
+        raise CsmError(f"{path} holds samples that are not numbers (NaN or infinity).")
+    return np.ascontiguousarray(wave.mean(axis=1)), rate
+
+
+def _read_sound(path: Path, start: float | None, end: float | None, longest: float | None) -> tuple[np.ndarray, int]:
+    """What libsndfile reads: the wave `(samples, channels)` and its rate."""
+    import soundfile
+
     try:
         with _quiet(path), soundfile.SoundFile(path) as file:
             rate, declared = file.samplerate, file.frames
@@ -48,19 +67,19 @@ def read_audio(path: str | Path, start: float | None = None, end: float | None =
             if start is not None or end is not None:
                 first, count = _part(path, start, end, declared / rate, rate)
                 file.seek(first)
+            elif longest is not None and declared > longest * rate:
+                raise CsmError(
+                    f"{path} lasts {declared / rate:.0f} s, and a clip has {longest:.0f} s at most.", "Cut it."
+                )
             wave = file.read(count, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         reason = str(error.error_string).removeprefix("Error : ").rstrip(".")
         raise CsmError(f"{path} cannot be read as sound ({reason}).", f"Readable are {', '.join(SUFFIXES)}.") from error
     except MemoryError as error:
         raise CsmError(f"{path} declares more sound than memory holds.", "Encode it again.") from error
-    if len(wave) == 0:
-        raise CsmError(f"{path} holds no samples.")
-    if len(wave) < count if count >= 0 else _is_truncated(path, declared, first + len(wave)):
+    if len(wave) and (len(wave) < count if count >= 0 else _is_truncated(path, declared, first + len(wave))):
         raise CsmError(f"{path} is truncated: it ends before the sound does.", "Copy or encode it again.")
-    if not np.isfinite(wave).all():
-        raise CsmError(f"{path} holds samples that are not numbers (NaN or infinity).")
-    return np.ascontiguousarray(wave.mean(axis=1)), rate
+    return wave, rate
 
 
 def _part(path: Path, start: float | None, end: float | None, seconds: float, rate: int) -> tuple[int, int]:

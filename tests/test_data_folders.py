@@ -164,7 +164,7 @@ class TestFolders:
         [
             ([], "audio", "is not there"),
             (["audio/x.wav"], "transcripts", "is not there"),
-            (["audio/x.m4a", "transcripts/x.txt"], "audio", "holds no sound files (looked for .wav, .flac"),
+            (["audio/x.amr", "transcripts/x.txt"], "audio", "holds no sound files (looked for .wav, .flac"),
             (["audio/x.wav", "transcripts/x.md"], "transcripts", "holds no transcripts (looked for .txt"),
             (["audio", "transcripts/x.txt"], "audio", "is not a folder"),
         ],

@@ -72,7 +72,7 @@ def test_every_package_that_is_imported_is_declared() -> None:
         *project["dependencies"],
         *(
             line
-            for extra in ("logs", "plots", "align", "asr", "denoise")
+            for extra in ("logs", "plots", "align", "asr", "denoise", "formats", "parquet", "hf")
             for line in project["optional-dependencies"][extra]
         ),
     ]

@@ -138,3 +138,14 @@ def test_a_dry_run_of_stages_writes_nothing(toy_folder: Path, clip_folder: Path,
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(CsmError, match="is not a folder"):
         find_runs([tmp_path / "none"])
+
+
+def test_a_stage_names_data_of_any_layout(toy_folder: Path, clip_folder: Path, tmp_path: Path) -> None:
+    """Paths start at the file's folder, addresses stay as they are, format and language go along."""
+    from csm.cli.stages import read_stages
+
+    mixed = {"data_path": ["talks.json", "hf://owner/name"], "format": "huggingface", "language": "de"}
+    _, stages = read_stages(write_stages(tmp_path, toy_folder, clip_folder, **mixed))
+    assert stages[1].data["data_paths"] == [str(tmp_path / "talks.json"), "hf://owner/name"]
+    assert (stages[1].data["data_format"], stages[1].data["language"]) == ("huggingface", "de")
+    assert (stages[0].data["data_format"], stages[0].data["language"]) == (None, "en")

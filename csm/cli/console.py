@@ -111,4 +111,6 @@ def _explain(error: OSError) -> tuple[str, str | None]:
     place = f" ({name})" if name else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"the disk is full{place}.", "Free some space and run the same command again: it goes on where it was."
+    if (error.strerror or "").startswith("No usable temporary directory"):  # from tempfile, with the list of them
+        return "no temporary file can be written: the disk is full, or TMPDIR names a folder without that right.", None
     return f"{error.strerror or error}{place}.", None

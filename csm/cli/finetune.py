@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from csm.cli.console import answer, detail, say, warn
+from csm.cli.convert import convert
 from csm.cli.options import (
     ADAPTER_FLAGS,
     PATH,
@@ -94,8 +95,7 @@ def finetune(preset: str, flags: dict[str, Any], saved: Saved | None = None) -> 
     """
     if flags["resume"] and flags["fresh"]:
         raise click.UsageError("--resume and --fresh exclude each other.")
-    from csm.cli.cutting import shape_rows
-    from csm.data.manifest import read_data
+    from csm.cli.data import read_rows
     from csm.training.finetuner import CSMFineTuner
 
     placement = {key: flags[key] for key in ("device", "dtype", "threads", "base")}
@@ -108,22 +108,12 @@ def finetune(preset: str, flags: dict[str, Any], saved: Saved | None = None) -> 
     if flags["dry_run"]:
         _say_epochs(tuner)
         return None
+    held = flags.get("val_data_paths")
     if folder := codes_alone(flags):
-        return _train(tuner, rows_if_heard(folder, tuner), [], flags, _held(flags), saved, folder)
-    rows, faults = read_data(flags["data_paths"], flags["audio_dir"], flags["transcript_dir"], flags["speaker_id"])
-    rows, faults = shape_rows(rows, faults, flags)
-    return _train(tuner, rows, faults, flags, _held(flags), saved)
-
-
-def _held(flags: dict[str, Any]) -> Any:
-    """The rows and faults of --val-data-path, shaped as what is learned is; alignments belong to that alone."""
-    from csm.cli.cutting import shape_rows
-    from csm.data.manifest import read_data
-
-    paths = flags.get("val_data_paths")
-    if not paths:
-        return None
-    return shape_rows(*read_data(paths, speaker=flags["speaker_id"]), {**flags, "alignment_dir": None})
+        known = read_rows(flags, held) if held else None
+        return _train(tuner, rows_if_heard(folder, tuner), [], flags, known, saved, folder)
+    rows, faults = read_rows(flags)
+    return _train(tuner, rows, faults, flags, read_rows(flags, held) if held else None, saved)
 
 
 def _say_epochs(tuner: Any) -> None:
@@ -254,7 +244,7 @@ _preset_command("style-tune", "Take on a way of speaking: all parts learn, codeb
 _preset_command("domain", "Learn a domain's words: the backbone learns, the voice stays.")
 _preset_command("conversation", "Learn to answer in a dialogue: earlier turns are context.")
 
-for _command in (full, lora, run, stages, plot, prepare, tokenize):
+for _command in (convert, full, lora, run, stages, plot, prepare, tokenize):
     main.add_command(_command)
 
 

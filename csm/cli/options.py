@@ -50,10 +50,17 @@ takes_base = click.option(
     "--base", type=PATH, help="a model folder that lends config, tokenizer and codec to weights that stand alone"
 )
 
+names_format = click.option(
+    "--format", "data_format", metavar="NAME", help="the layout of --data-path, where it is not to be found out"
+)
+names_language = click.option(
+    "--language", default="en", show_default=True, metavar="TAG", help="of clips that name none: en, de, pt-BR"
+)
+
 _DATA = (
-    click.option("--data-path", "data_paths", multiple=True, type=PATH, metavar="PATH",
-                 help="JSON of conversations, a folder with audio/ and transcripts/, or a folder that tokenize wrote; may be "
-                 "repeated"),
+    click.option("--data-path", "data_paths", multiple=True, metavar="PATH...",
+                 help="files and folders in any layout of docs/formats.md, mixed; hf://owner/name on the hub; a folder that "
+                 "tokenize wrote"),
     click.option("--audio-dir", type=PATH, help="sound files, with --transcript-dir"),
     click.option("--transcript-dir", type=PATH, help="a .txt for each sound file, by the same relative name"),
     click.option("--alignment-dir", type=PATH, help="where each word lies (.json, .TextGrid), by the same relative name"),
@@ -62,6 +69,8 @@ _DATA = (
                  help="cut longer clips where words end, as far as it is known where"),
     click.option("--denoise", is_flag=True, help="take steady noise out of every recording, and say how much"),
     click.option("--speaker-id", type=click.IntRange(0), help="who speaks, where the data does not say"),
+    names_format,
+    names_language,
     click.option("--strict", is_flag=True, help="stop at a clip that cannot be used, rather than skip and count it"),
 )  # fmt: skip
 _CACHE = click.option("--cache-dir", type=PATH, help="where audio codes are kept; default: the user's cache folder")

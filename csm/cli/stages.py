@@ -14,8 +14,8 @@ from csm.errors import CsmError
 
 OF_FILE = ("base", "output_dir", "stages")
 OF_STAGE = (
-    "name", "preset", "data_path", "audio_dir", "transcript_dir", "speaker_id", "output_dir", "terms", "reference",
-    "recipe", "strict", "alignment_dir", "align", "piece_seconds", "denoise",
+    "name", "preset", "data_path", "audio_dir", "transcript_dir", "format", "language", "speaker_id", "output_dir", "terms",
+    "reference", "recipe", "strict", "alignment_dir", "align", "piece_seconds", "denoise",
 )  # fmt: skip
 
 
@@ -109,7 +109,12 @@ def _data(path: Path, stage: dict[str, Any]) -> dict[str, Any]:
     """What the commands' data flags would hold."""
     paths = stage.get("data_path") or []
     return {
-        "data_paths": [_whole(path, one) for one in (paths if isinstance(paths, list) else [paths])],
+        "data_paths": [
+            str(one) if "://" in str(one) else str(_whole(path, one))
+            for one in (paths if isinstance(paths, list) else [paths])
+        ],
+        "data_format": stage.get("format"),
+        "language": str(stage.get("language") or "en"),
         **{key: _whole(path, stage[key]) if stage.get(key) else None
            for key in ("audio_dir", "transcript_dir", "alignment_dir", "terms", "reference")},
         **{key: stage.get(key) for key in ("align", "piece_seconds", "denoise")},

@@ -31,7 +31,7 @@ class _Share(click.ParamType):
 
 
 @click.command("tokenize")
-@click.argument("data", type=PATH, nargs=-1)
+@click.argument("data", nargs=-1)
 @names_data
 @click.option(
     "--output", required=True, type=PATH, metavar="CODES", help="the folder of codes; what is there is gone on with"
@@ -45,23 +45,23 @@ class _Share(click.ParamType):
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads; by default what the CPU quota grants")
-def tokenize(data: tuple[Path, ...], output: Path, share: tuple[int, int] | None, **flags: Any) -> None:
+def tokenize(data: tuple[str, ...], output: Path, share: tuple[int, int] | None, **flags: Any) -> None:
     """Encode DATA once: codes, texts and speakers into CODES, which `--data-path CODES` trains from without the sound files.
 
     Interrupted, the same command goes on. Several processes may share the work: the last to end completes the folder.
     """
     from csm.backend import choose_backend
+    from csm.cli.data import read_rows
     from csm.data.codes_folder import Part, is_codes_folder
-    from csm.data.manifest import read_data
     from csm.model_folder import open_folder
 
     paths = (*flags["data_paths"], *data)
-    if any(is_codes_folder(path) for path in paths):
+    if any(is_codes_folder(Path(path)) for path in paths):
         raise CsmError("the data are codes already.", "Name the sound files that they were made from.")
     part = Part(*(share or _of_launcher()))
     folder = open_folder(flags["model_path"], flags["base"])
     backend = choose_backend(folder, _device(flags["device"], share), "auto", flags["threads"])
-    rows, faults = read_data(paths, flags["audio_dir"], flags["transcript_dir"], flags["speaker_id"])
+    rows, faults = read_rows({**flags, "data_paths": paths})
     if write_codes(output, rows, faults, part, folder, backend, flags["strict"]):
         answer(str(output))
     else:

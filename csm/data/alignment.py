@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csm.data.conversations import elements
 from csm.data.faults import Fault, printable
+from csm.data.json_file import elements
 from csm.data.row import Row, clean_text
 
 SUFFIXES = (".json", ".TextGrid", ".textgrid")

@@ -17,6 +17,7 @@ from csm.errors import CsmError
 
 SHORTEST_SECONDS = 0.3
 LONGEST_SECONDS = 90.0
+LONGEST_RECORDING_SECONDS = 600.0  # a longer file is not read: no clip is left of it, whatever is silent in it
 SILENT_DBFS = -50.0
 FULL_SCALE = 0.9999  # a full-scale sine stays above it for fewer than three samples, down to 60 Hz at 24 kHz
 CLIPPED_SHARE = 0.01
@@ -61,7 +62,7 @@ def load_sound(
     silent, clipped, too short or too long.
     """
     try:
-        wave, rate = audio.read_audio(path, start, end)
+        wave, rate = audio.read_audio(path, start, end, LONGEST_RECORDING_SECONDS)
     except CsmError as error:
         return Fault(path, error.message.removeprefix(f"{path} ").rstrip("."))
     except OSError as error:

@@ -1,32 +1,37 @@
 """Conversations in JSON, the layout of csm-mlx: a list of conversations, each a list of turns.
 
 A turn is `{"text": ..., "audio_path": ..., "speaker": N}`, or `speaker_id` for `speaker`; it may have the `weight` of its
-loss, 1 where it has none. What is wrong with the file's form stops the work; a turn whose text is empty or whose sound is
-missing is a fault, and the turn is left out.
+loss, 1 where it has none, `language`, and `start` and `end` in seconds, which csm-mlx does not know. What is wrong with the
+file's form stops the work; a turn whose text is empty or whose sound is missing is a fault, and the turn is left out.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
-import unicodedata
-from bisect import bisect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csm.data.faults import Fault, printable
+from csm.data import fields
+from csm.data.faults import Fault
+from csm.data.fields import Defaults, WrongField
+from csm.data.json_file import Lines, elements, load_json
+from csm.data.remote import write_whole
 from csm.data.row import Row, clean_text, text_problem, weight_problem
+from csm.data.sounds import Sounds, sound_name
 from csm.errors import CsmError
 
 
-def read_conversations(path: str | Path, default_speaker: int | None = None) -> tuple[list[list[Row]], list[Fault]]:
+def read_conversations(
+    path: str | Path, default_speaker: int | None = None, language: str = "en"
+) -> tuple[list[list[Row]], list[Fault]]:
     """Read a JSON file of conversations.
 
     Args:
         path: the file. Audio paths in it may begin with `~`; relative ones start at the file's own folder.
         default_speaker: who speaks the turns that name no speaker.
+        language: of the turns that name none.
 
     Returns:
         the conversations that have a turn left, and the faults of the turns left out.
@@ -38,7 +43,7 @@ def read_conversations(path: str | Path, default_speaker: int | None = None) -> 
     text, document = _load(Path(path))
     if _is_flat(document):
         raise CsmError(f"{path} is a list of turns, not of conversations.", "Put each conversation's turns in [ ].")
-    return _rows(Path(path), text, document, default_speaker)
+    return _rows(Path(path), text, document, Defaults(default_speaker, language))
 
 
 def read_context(path: str | Path) -> list[Row]:
@@ -52,42 +57,40 @@ def read_context(path: str | Path) -> list[Row]:
         text, document = f"[{text}]", [document]
     if len(document) != 1:
         raise CsmError(f"{path} holds {len(document)} conversations, but a context is one.", "Keep one of them.")
-    conversations, faults = _rows(Path(path), text, document, None)
+    conversations, faults = _rows(Path(path), text, document, Defaults())
     if faults:
         raise CsmError(faults[0].text, "A context is used whole or not at all.")
     return conversations[0]
 
 
+def write_conversations(path: Path, conversations: list[list[Row]]) -> None:
+    """Write rows of whole files as `read_conversations` and csm-mlx read them; sounds by their absolute paths.
+
+    `language` stands beside the keys of csm-mlx where it is not English.
+
+    Raises:
+        CsmError: a sound's name is not UTF-8.
+    """
+    document = [[_turn(row) for row in conversation] for conversation in conversations]
+    try:
+        text = json.dumps(document, indent=2, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise CsmError(f"{path} was not written: a sound has a name that is not UTF-8.", "Rename it.") from error
+    write_whole(path, [text, b"\n"])
+
+
+def _turn(row: Row) -> dict[str, Any]:
+    assert row.start is None, "csm-mlx names whole files"
+    assert row.end is None, "csm-mlx names whole files"
+    turn = {"text": row.text, "audio_path": os.path.abspath(row.audio), "speaker": row.speaker}
+    return turn if row.language == "en" else {**turn, "language": row.language}
+
+
 def _load(path: Path) -> tuple[str, list[Any]]:
     """The file's text without byte order mark, and the list in it."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
-        raise CsmError(f"{path} is not there." if missing else f"{path} cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise CsmError(f"{path} is not UTF-8 text (byte {error.start + 1}).", "Save it as UTF-8.") from error
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise _invalid(path, text, error) from error
-    except RecursionError as error:
-        raise CsmError(f"{path} is nested too deeply to be conversations.") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise CsmError(f"{path} holds a number that cannot be read ({error}).") from error
+    text, document = load_json(path)
     _refuse_other_forms(path, document)
     return text, document
-
-
-def _invalid(path: Path, text: str, error: json.JSONDecodeError) -> CsmError:
-    if not text.strip():
-        return CsmError(f"{path} is an empty file.")
-    at, message, hint = error.pos, f"{error.msg[:1].lower()}{error.msg[1:]}", "Mend it there and try again."
-    before = text[: at + 1].rstrip() if text[at : at + 1] == "," else text[:at].rstrip()
-    if before.endswith(",") and re.match(r"\s*[]}]", text[len(before) :]):
-        at, message, hint = len(before) - 1, "a comma stands before a closing bracket", "Delete that comma."
-    line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
-    return CsmError(f"{path}, line {line}, column {column}, is not valid JSON: {message}.", hint)
 
 
 def _refuse_other_forms(path: Path, document: Any) -> None:
@@ -126,15 +129,17 @@ class _Place:
         return Fault(self.file, f"{problem}; {place}", self.line)
 
 
-def _rows(path: Path, text: str, document: list[Any], speaker: int | None) -> tuple[list[list[Row]], list[Fault]]:
+def _rows(path: Path, text: str, document: list[Any], defaults: Defaults) -> tuple[list[list[Row]], list[Fault]]:
     conversations: list[list[Row]] = []
     faults: list[Fault] = []
     errors: list[CsmError] = []
-    for place, turn in _turns(path, text, document):
+    turns, sounds = _turns(path, text, document), Sounds(path.parent)
+    sounds.fetch_ahead(turn.get("audio_path") for _, turn in turns if isinstance(turn, dict))
+    for place, turn in turns:
         if place.turn <= 1:
             conversations.append([])
         try:
-            row = _row(place, turn, speaker)
+            row = _row(place, turn, defaults, sounds)
         except CsmError as error:
             errors.append(error)
         else:
@@ -150,36 +155,17 @@ def _rows(path: Path, text: str, document: list[Any], speaker: int | None) -> tu
 
 def _turns(path: Path, text: str, document: list[Any]) -> list[tuple[_Place, Any]]:
     """Every turn with its place; a conversation that is no list, or has no turns, is its own turn number 0."""
-    newlines = [match.start() for match in re.finditer("\n", text)]
-    turns = []
+    lines, turns = Lines(text), []
     for number, (conversation, at) in enumerate(zip(document, elements(text, text.index("[")), strict=True), 1):
         if not isinstance(conversation, list) or not conversation:
-            turns.append((_Place(path, bisect(newlines, at) + 1, number, 0), conversation))
+            turns.append((_Place(path, lines[at], number, 0), conversation))
             continue
         for count, (turn, start) in enumerate(zip(conversation, elements(text, at), strict=True), 1):
-            turns.append((_Place(path, bisect(newlines, start) + 1, number, count), turn))
+            turns.append((_Place(path, lines[start], number, count), turn))
     return turns
 
 
-def elements(text: str, at: int) -> list[int]:
-    """Where the elements begin of the array that opens at `at`; the text is known to be JSON."""
-    decoder, starts = json.JSONDecoder(), []
-    at = _next(text, at + 1)
-    while text[at] != "]":
-        starts.append(at)
-        at = _next(text, decoder.raw_decode(text, at)[1])
-        if text[at] == ",":
-            at = _next(text, at + 1)
-    return starts
-
-
-def _next(text: str, at: int) -> int:
-    while text[at] in " \t\r\n":
-        at += 1
-    return at
-
-
-def _row(place: _Place, turn: Any, default_speaker: int | None) -> Row | Fault:
+def _row(place: _Place, turn: Any, defaults: Defaults, sounds: Sounds) -> Row | Fault:
     if not place.turn:
         raise place.error("has no turns" if turn == [] else "is not a list of turns")
     if not isinstance(turn, dict):
@@ -187,7 +173,7 @@ def _row(place: _Place, turn: Any, default_speaker: int | None) -> Row | Fault:
     for key in ("text", "audio_path"):
         if not isinstance(turn.get(key), str):
             raise place.error(f"has no {key}" if turn.get(key) is None else f"has a {key} that is not a string")
-    speaker = _speaker(place, turn, default_speaker)
+    speaker = _speaker(place, turn, defaults.speaker)
     weight = 1.0 if turn.get("weight") is None else turn["weight"]
     if wrong := weight_problem(weight):
         raise place.error(wrong, "1 is a turn like the others, 0 is context only.")
@@ -195,12 +181,14 @@ def _row(place: _Place, turn: Any, default_speaker: int | None) -> Row | Fault:
     problem = text_problem(text)
     if problem:
         return place.fault(problem)
-    written = turn["audio_path"]
-    audio = _find(place.file.parent, written)
-    if audio is None:
-        return place.fault(f"names the sound file {printable(written) or '(empty)'}, which is not there")
-    name = unicodedata.normalize("NFC", Path(os.path.normpath(written)).with_suffix("").as_posix())
-    return Row(name, audio, text, speaker, place.file, place.line, weight=float(weight))
+    try:
+        start, end = fields.part(turn)
+        language = fields.language(turn, defaults.language)
+        audio = sounds.find(turn["audio_path"])
+    except WrongField as error:
+        return place.fault(str(error))
+    name = sound_name(turn["audio_path"], audio)
+    return Row(name, audio, text, speaker, place.file, place.line, start, end, language, float(weight))
 
 
 def _speaker(place: _Place, turn: dict[str, Any], default: int | None) -> int:
@@ -216,16 +204,3 @@ def _speaker(place: _Place, turn: dict[str, Any], default: int | None) -> int:
             "names no speaker", 'Add "speaker" to every turn; for training, --speaker-id says it for all.'
         )
     return next(iter(named.values()), default)  # type: ignore[return-value]
-
-
-def _find(folder: Path, written: str) -> Path | None:
-    """The file that a path in the JSON means, however its accents are composed on disk."""
-    for spelling in dict.fromkeys((written, *(unicodedata.normalize(form, written) for form in ("NFC", "NFD")))):
-        try:
-            spelling.encode()
-            path = folder / os.path.expanduser(spelling)
-        except ValueError:  # half a character or a NUL, which no name of a file holds
-            return None
-        if os.path.isfile(path):
-            return path
-    return None

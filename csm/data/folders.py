@@ -18,7 +18,9 @@ from csm.errors import CsmError
 TRANSCRIPT_SUFFIXES = (".txt",)
 
 
-def read_folders(audio_dir: str | Path, transcript_dir: str | Path, speaker: int) -> tuple[list[Row], list[Fault]]:
+def read_folders(
+    audio_dir: str | Path, transcript_dir: str | Path, speaker: int, language: str = "en"
+) -> tuple[list[Row], list[Fault]]:
     """Pair `AUDIO/a/x.wav` with `TRANSCRIPTS/a/x.txt`, in subfolders too; both may be the same folder.
 
     Names pair whether they are written in NFC or NFD. Transcripts are UTF-8, with or without byte order mark.
@@ -27,6 +29,7 @@ def read_folders(audio_dir: str | Path, transcript_dir: str | Path, speaker: int
         audio_dir: holds the sound files (`csm.audio.SUFFIXES`).
         transcript_dir: holds a .txt for each.
         speaker: the number of the one who speaks them all.
+        language: of all the texts.
 
     Returns:
         the rows in natural order of their names, and the faults of the files that make none.
@@ -40,7 +43,7 @@ def read_folders(audio_dir: str | Path, transcript_dir: str | Path, speaker: int
     rows: list[Row] = []
     for name in sorted(sounds.keys() | texts.keys(), key=natural_key):
         pair = _pair(name, sounds.get(name, []), texts.get(name, []), (Path(audio_dir), Path(transcript_dir)))
-        row = pair if isinstance(pair, Fault) else _row(name, *pair, speaker)
+        row = pair if isinstance(pair, Fault) else _row(name, *pair, speaker, language)
         if isinstance(row, Fault):
             faults.append(row)
         else:
@@ -54,7 +57,7 @@ def _by_name(folder: Path, suffixes: tuple[str, ...], what: str) -> tuple[dict[s
         raise CsmError(f"{folder} {problem}.", f"It should be the folder with the {what} ({', '.join(suffixes)}).")
     found: dict[str, list[Path]] = defaultdict(list)
     faults = []
-    for path in _files(folder):
+    for path in files_in(folder):
         if path.suffix.lower() not in suffixes:
             continue
         name = path.relative_to(folder).with_suffix("").as_posix()
@@ -67,7 +70,7 @@ def _by_name(folder: Path, suffixes: tuple[str, ...], what: str) -> tuple[dict[s
     return found, faults
 
 
-def _files(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
     """All files below the folder, linked folders included, each real folder once."""
     seen, files = set(), []
     for place, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
@@ -97,7 +100,7 @@ def _pair(name: str, sounds: list[Path], texts: list[Path], folders: tuple[Path,
     return sounds[0], texts[0]
 
 
-def _row(name: str, sound: Path, transcript: Path, speaker: int) -> Row | Fault:
+def _row(name: str, sound: Path, transcript: Path, speaker: int, language: str) -> Row | Fault:
     try:
         text = clean_text(transcript.read_bytes().decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -107,4 +110,4 @@ def _row(name: str, sound: Path, transcript: Path, speaker: int) -> Row | Fault:
     problem = text_problem(text)
     if problem:
         return Fault(transcript, problem)
-    return Row(name, sound, text, speaker, transcript)
+    return Row(name, sound, text, speaker, transcript, language=language)

@@ -24,6 +24,7 @@ class Row:
         start, end: where in the sound file the clip lies, in seconds; None for its beginning and its end.
         language: the language of the text, as BCP 47 writes it.
         weight: of the turn's loss, against 1 for the others; 0 makes it context only.
+        speaker_name: what the data call the speaker, where that is no number.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Row:
     end: float | None = None
     language: str = "en"
     weight: float = 1.0
+    speaker_name: str | None = None
 
 
 def clean_text(text: str) -> str:
