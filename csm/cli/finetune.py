@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from csm.cli.check import check
 from csm.cli.console import Group, answer, say, warn
 from csm.cli.options import (
     ADAPTER_FLAGS,
@@ -87,7 +88,7 @@ def finetune(preset: str, flags: dict[str, Any]) -> Path | None:
 
     placement = {key: flags[key] for key in ("device", "dtype", "threads", "base")}
     tuner = CSMFineTuner(flags["model_path"], flags["output_dir"], preset=preset, cache=flags["cache_dir"], **placement)
-    tuner.layers += _layers(flags)
+    tuner.layers += recipe_layers(flags)
     (answer if flags["dry_run"] else say)(f"{preset} of {tuner.base.path}\n{tuner.resolved.describe()}")
     if adapters := tuner.adapters:
         say(f"adapters: {adapters}")
@@ -108,7 +109,7 @@ def _say_epochs(tuner: Any) -> None:
         say(f"epochs will follow from the minutes of the data: {span.fewest} to {span.most}")
 
 
-def _layers(flags: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def recipe_layers(flags: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Recipe file (or the keys of a stage), then flags."""
     from csm.recipe import read_recipe
 
@@ -197,7 +198,7 @@ _preset_command("style-tune", "Take on a way of speaking: all parts learn, codeb
 _preset_command("domain", "Learn a domain's words: the backbone learns, the voice stays.")
 _preset_command("conversation", "Learn to answer in a dialogue: earlier turns are context.")
 
-for _command in (run, stages, plot):
+for _command in (run, stages, plot, check):
     main.add_command(_command)
 
 

@@ -39,12 +39,16 @@ takes_base = click.option(
     "--base", type=PATH, help="a model folder that lends config, tokenizer and codec to weights that stand alone"
 )
 
-reads_data = _bundle(
+names_data = _bundle(
     click.option("--data-path", "data_paths", multiple=True, type=PATH, metavar="PATH",
                  help="JSON of conversations, or a folder with audio/ and transcripts/; may be repeated"),
     click.option("--audio-dir", type=PATH, help="sound files, with --transcript-dir"),
     click.option("--transcript-dir", type=PATH, help="a .txt for each sound file, by the same relative name"),
     click.option("--speaker-id", type=click.IntRange(0), help="who speaks, where the data does not say"),
+)  # fmt: skip
+
+reads_data = _bundle(
+    names_data,
     click.option("--strict", is_flag=True, help="stop at a clip that cannot be used, rather than skip and count it"),
     click.option("--cache-dir", type=PATH, help="where audio codes are kept; default: the user's cache folder"),
 )  # fmt: skip

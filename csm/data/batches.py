@@ -107,12 +107,15 @@ class EpochBatches:
 
     def update(self, epoch: int, number: int) -> list[Batch]:
         """The micro-batches of update `number` (from 0) of `epoch`."""
+        return [self._batch(indices, epoch) for indices in self.indices(epoch, number)]
+
+    def indices(self, epoch: int, number: int) -> list[list[int]]:
+        """The examples of each micro-batch of an update."""
         if self._order[0] != epoch:
             shown = self._shown(epoch)
             order = epoch_order([self._lengths[i] for i in shown], self.batch_size, self.seed, epoch)
             self._order = (epoch, [[shown[i] for i in batch] for batch in order])
-        span = self._order[1][number * self.accumulate : (number + 1) * self.accumulate]
-        return [self._batch(indices, epoch) for indices in span]
+        return self._order[1][number * self.accumulate : (number + 1) * self.accumulate]
 
     def _shown(self, epoch: int) -> list[int]:
         """The examples of an epoch, as often as each is shown; always equally many."""

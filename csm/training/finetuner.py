@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from csm.adapter import plan_adapters
 from csm.adapter_folder import BaseName, write_base
 from csm.backend import Backend, choose_backend
@@ -187,6 +189,18 @@ class CSMFineTuner:
         assert best is not None, "a run that ended has a checkpoint"
         return Outcome(best, start.step, end.step, aside)
 
+    def plan(self, data: Tokenised) -> tuple[EpochBatches, ExampleSet]:
+        """The updates that a run on this data would make, and what it would hold out; nothing is trained or written.
+
+        Epochs follow from the data, as in `train`: see `resolved` afterwards. Codes may have any number of codebooks.
+
+        Raises:
+            CsmError: as `train`, where the data cannot be split or do not fit the recipe.
+        """
+        self._set_epochs(data)
+        training, validation = self._split(data)
+        return _batches(training, validation, self.resolved.recipe)[0], validation
+
     def _from_segments(self, data: Sequence[Segment | Conversation]) -> Tokenised:
         codec = self.backend.codec(self.base)
         found = tokenise_segments(data, codec, CodeCache(self.cache_folder, codec), self.base.config)
@@ -210,16 +224,21 @@ class CSMFineTuner:
 
     def _follow(self, data: Tokenised, watch: Watchers) -> None:
         """Let epochs follow from the minutes to learn, and say what the user should know before the work."""
-        recipe, span = self.resolved.recipe, EPOCHS.get(self.preset)
-        if recipe.select_by == "speaker_similarity" and watch.listen is None:
+        if self.resolved.recipe.select_by == "speaker_similarity" and watch.listen is None:
             raise CsmError("select_by speaker_similarity needs someone who listens.", "Pass `watch` with `listen`.")
+        if reason := self._set_epochs(data):
+            watch.notice(f"epochs: {self.resolved.recipe.epochs}, from {reason}")
+
+    def _set_epochs(self, data: Tokenised) -> str | None:
+        """Let the minutes to learn say the epochs where the preset alone has; the reason, None where others said."""
+        recipe, span = self.resolved.recipe, EPOCHS.get(self.preset)
         self._by_data = []
-        if span and recipe.max_steps == 0:
-            minutes = self._minutes(data)
-            reason = span.reason(minutes)
-            self._by_data = [(reason, {"epochs": span.epochs(minutes)})]
-            if self.resolved.sources["epochs"] == reason:
-                watch.notice(f"epochs: {self.resolved.recipe.epochs}, from {reason}")
+        if span is None or recipe.max_steps:
+            return None
+        minutes = self._minutes(data)
+        reason = span.reason(minutes)
+        self._by_data = [(reason, {"epochs": span.epochs(minutes)})]
+        return reason if self.resolved.sources["epochs"] == reason else None
 
     def _learned(self, data: Tokenised) -> set[int]:
         recipe = self.resolved.recipe
@@ -234,7 +253,8 @@ class CSMFineTuner:
 
     def _split(self, data: Tokenised) -> tuple[ExampleSet, ExampleSet]:
         recipe, config = self.resolved.recipe, self.base.config
-        sources = make_sources(data.conversations, TextTokenizer(self.base.beside), config.num_codebooks)
+        codebooks = len(data.conversations[0][0].codes)  # the model's, or one where a run is only planned
+        sources = make_sources(data.conversations, TextTokenizer(self.base.beside), codebooks)
         learned = self._learned(data)
         sources = [c for c in sources if any(source.speaker in learned for source in c)]
         of_note = TermClips.finder(recipe.terms) if recipe.terms else None
@@ -261,10 +281,7 @@ class CSMFineTuner:
             write_base(_base_name(self.base), unchanged)
         elif not unchanged.is_dir():
             self.backend.write_unchanged(self.base, trainer.trained_names, unchanged)
-        often, held_terms = term_shares(training.sources, validation.sources, recipe)
-        batches = EpochBatches(
-            training, recipe.batch_size, recipe.accumulate, recipe.decoder_fraction, recipe.seed, often
-        )
+        batches, held_terms = _batches(training, validation, recipe)
         held_out = validation_batches(validation, recipe.batch_size)
         return Parts(trainer, batches, held_out, self.run, unchanged, recipe, term_clips=held_terms)
 
@@ -318,6 +335,13 @@ class CSMFineTuner:
             "program": f"csm-finetune {_version()}",
             "started": now(),
         }
+
+
+def _batches(training: ExampleSet, validation: ExampleSet, recipe: Recipe) -> tuple[EpochBatches, np.ndarray | None]:
+    """The updates of a run, and which of the held-out clips hold a term."""
+    often, held_terms = term_shares(training.sources, validation.sources, recipe)
+    fraction, seed = recipe.decoder_fraction, recipe.seed
+    return EpochBatches(training, recipe.batch_size, recipe.accumulate, fraction, seed, often), held_terms
 
 
 def without_long_turns(data: Tokenised, base: ModelFolder, strict: bool = False) -> Tokenised:

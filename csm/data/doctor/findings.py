@@ -94,7 +94,9 @@ def _levels(used: Sequence[tuple[int, Record]]) -> Iterator[Finding]:
         for number, record in group:
             off = levels.get(number, median) - median
             if abs(off) > LEVEL_LU:
-                how = f"{abs(off):.0f} LU {'louder' if off > 0 else 'quieter'} than its speaker's usual {median:.0f} LUFS"
+                how = (
+                    f"{abs(off):.0f} LU {'louder' if off > 0 else 'quieter'} than its speaker's usual {median:.0f} LUFS"
+                )
                 yield Finding("level", f"{place(record.row)} is {how}.", (number,))
 
 
@@ -171,7 +173,9 @@ def _gathered(findings: Sequence[Finding], clips: int) -> list[Finding]:
     for kind in sorted(many):
         numbers = tuple(n for finding in findings if finding.kind == kind for n in finding.clips)
         first = next(finding.message for finding in findings if finding.kind == kind)
-        out.append(Finding(kind, f"{len(numbers)} of {clips} clips: {first.rstrip('.')}, and so are the others.", numbers))
+        out.append(
+            Finding(kind, f"{len(numbers)} of {clips} clips: {first.rstrip('.')}, and so are the others.", numbers)
+        )
     return out
 
 

@@ -62,7 +62,8 @@ def voice_outliers(voices: np.ndarray, seconds: Sequence[float]) -> dict[int, fl
     if len(voices) < 4:
         return {}
     similarity = others_similarity(voices)
-    fixed = np.interp(seconds, *zip(*LIKENESS, strict=True))
+    long, least = zip(*LIKENESS, strict=True)
+    fixed = np.interp(np.asarray(seconds, float), long, least)
     usual = float(np.median(similarity)) - 3.0 * max(_deviation(similarity), 0.02)
     return {int(i): float(similarity[i]) for i in np.flatnonzero(similarity < np.minimum(fixed, usual))}
 

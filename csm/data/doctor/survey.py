@@ -183,4 +183,3 @@ def _numbers(record: Record) -> np.ndarray:
     """`(1, frames)` numbers that are equal where the prepared sounds are."""
     drawn = np.random.default_rng(int.from_bytes(record.digest[:16], "little"))
     return drawn.integers(1, 2**31 - 1, (1, record.frames), dtype=np.int64)
-
