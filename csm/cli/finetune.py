@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from csm.cli.check import check
+from csm.cli.check import check, doubts
 from csm.cli.console import Group, answer, say, warn
 from csm.cli.options import (
     ADAPTER_FLAGS,
@@ -153,6 +153,9 @@ def _train(tuner: Any, rows: Any, faults: Any, flags: dict[str, Any]) -> Path:
     say(f"data: {summary(data)}")
     if unread := tuner.unread_characters(data):
         warn(f"this model cannot read {' '.join(unread)!r} in the transcripts; write numbers as words.")
+
+    for doubt in doubts(tuner, data):
+        warn(doubt)
 
     with Progress("training") as bar:
         talk = _Talk(bar, tuner.run.path / "metrics.jsonl")

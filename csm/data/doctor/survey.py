@@ -6,7 +6,7 @@ What is kept of a clip is under 2 kB and its fingerprint (170 bytes a second), s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -96,7 +96,7 @@ def survey(
     faults: Sequence[Fault],
     grid: Grid,
     embed: Embedder | None = None,
-    recognise: Recogniser | None = None,
+    recognise: Mapping[str, Recogniser] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Survey:
     """Read every clip once.
@@ -104,7 +104,8 @@ def survey(
     Args:
         conversations, faults: as `csm.data.manifest.read_data` gives them.
         grid: of the model's codec.
-        embed, recognise: told of every usable clip; what needs them is left out where they are None.
+        embed: hears every usable clip; None leaves out what needs it.
+        recognise: by language ("en", whatever the region); clips of other languages are not recognised.
         progress: called with (clips done, clips in all) after each.
     """
     total, done = sum(map(len, conversations)), 0
@@ -120,7 +121,9 @@ def survey(
     return Survey(found, list(faults), grid)
 
 
-def examine(row: Row, grid: Grid, embed: Embedder | None = None, recognise: Recogniser | None = None) -> Record:
+def examine(
+    row: Row, grid: Grid, embed: Embedder | None = None, recognise: Mapping[str, Recogniser] | None = None
+) -> Record:
     """Everything about one clip; its verdict is that of `csm.data.codes.CodeCache.codes_of`."""
     try:
         wave, rate = read_audio(row.audio, row.start, row.end)
@@ -137,13 +140,14 @@ def examine(row: Row, grid: Grid, embed: Embedder | None = None, recognise: Reco
     speech = (last - first) / grid.sample_rate
     if fault := text_fault(row, frames / grid.frame_rate):
         return Record(row, sound, fault, speech=speech)
+    ear = (recognise or {}).get(language_of(row))
     return Record(
         row, sound, None, frames, speech,
         hashlib.sha256(prepared.tobytes()).digest(),
         sound.loudness,
         fingerprint(prepared, grid.sample_rate),
         embed(wave, rate) if embed else None,
-        recognise(prepared, grid.sample_rate) if recognise else None,
+        ear(prepared, grid.sample_rate) if ear else None,
     )  # fmt: skip
 
 
@@ -170,6 +174,11 @@ def _level(row: Row) -> float | None:
     if not row.audio.is_file():
         return None
     return loudness(*read_audio(row.audio, row.start, row.end))
+
+
+def language_of(row: Row) -> str:
+    """The row's language without its region, in lower case."""
+    return row.language.replace("_", "-").split("-")[0].lower()
 
 
 def place(row: Row) -> str:
