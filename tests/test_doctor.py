@@ -230,9 +230,7 @@ def test_waves_are_let_go(surveyed: Survey) -> None:
         assert kept < 2_000 + 180 * record.speech
 
 
-def test_a_clip_gets_the_verdict_and_the_frames_of_training(
-    planted: Path, tmp_path: Path, toy_folder: Path
-) -> None:
+def test_a_clip_gets_the_verdict_and_the_frames_of_training(planted: Path, tmp_path: Path, toy_folder: Path) -> None:
     from csm.backend import choose_backend
     from csm.model_folder import open_folder
 

@@ -15,10 +15,10 @@ from csm.cli.target import writable
 from csm.errors import CsmError
 
 if TYPE_CHECKING:
+    from csm.data.codes import Tokenised
     from csm.data.doctor.coverage import Coverage
     from csm.data.doctor.findings import Finding
     from csm.data.doctor.summary import Summary
-    from csm.data.codes import Tokenised
     from csm.data.doctor.survey import Recogniser, Survey
     from csm.training.finetuner import CSMFineTuner
     from csm.training.projection import Projection

@@ -33,8 +33,8 @@ def table(diagnosis: Diagnosis) -> str:
     width = max(len(name) for name, _ in rows)
     lines = [f"{name.ljust(width)}  {value}" for name, value in rows]
     lines += ["", *(f"note: {sentence}" for sentence in diagnosis.absent)]
-    for title, findings in (("errors", diagnosis.errors), ("warnings", diagnosis.warnings)):
-        lines += ["", f"{len(findings)} {title if len(findings) != 1 else title[:-1]}"]
+    for title, findings in (("error", diagnosis.errors), ("warning", diagnosis.warnings)):
+        lines += ["", f"{_count(len(findings), title)}"]
         lines += [f"  {finding.kind}: {finding.message}" for finding in findings]
     return "\n".join(lines)
 
@@ -44,7 +44,8 @@ def figures(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     summary = diagnosis.summary
     named = f" of {summary.clips_named} named" if summary.clips_named != summary.clips else ""
     amount = f"{summary.hours:.2f} hours" if summary.hours >= 1 else f"{summary.minutes:.1f} minutes"
-    rows = [("data", f"{summary.clips} clips{named}, {summary.conversations} conversations, {amount} of sound")]
+    talks = "" if summary.conversations == summary.clips else f", {_count(summary.conversations, 'conversation')}"
+    rows = [("data", f"{_count(summary.clips, 'clip')}{named}{talks}, {amount} of sound")]
     rows += [_speaker(diagnosis, speaker) for speaker in summary.speakers]
     rows.append(("sample rates", ", ".join(f"{rate} Hz: {count}" for rate, count in summary.rates.items()) or "none"))
     rows += [(name, _spread(summary.spreads.get(key), unit, digits)) for key, (name, unit, digits) in SHOWN.items()]
@@ -54,7 +55,7 @@ def figures(diagnosis: Diagnosis) -> list[tuple[str, str]]:
 
 def _speaker(diagnosis: Diagnosis, speaker: int) -> tuple[str, str]:
     clips, minutes = diagnosis.summary.speakers[speaker]
-    return f"speaker {speaker}", f"{clips} clips, {minutes:.1f} minutes{asked(diagnosis)}"
+    return f"speaker {speaker}", f"{_count(clips, 'clip')}, {minutes:.1f} minutes{asked(diagnosis)}"
 
 
 def asked(diagnosis: Diagnosis) -> str:
@@ -96,12 +97,19 @@ def projected(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     if run is None:
         return [("run", "cannot be made of this data")]
     rows = [
-        ("an epoch", f"{run.training} clips, {run.frames} frames, {run.tokens} text tokens, {run.updates} updates"),
-        ("run", f"{run.steps} steps in {run.epochs:.3g} epochs; {run.validation} clips held out"),
+        (
+            "an epoch",
+            f"{_count(run.training, 'clip')}, {run.frames} frames, {run.tokens} text tokens, {run.updates} updates",
+        ),
+        ("run", f"{run.steps} steps in {run.epochs:.3g} epochs; {_count(run.validation, 'clip')} held out"),
     ]
     if run.memory is not None and run.seconds is not None:
         rows += [("memory", f"{run.memory / 1e6:.0f} MB at the peak"), ("time", f"{_time(run.seconds)} of updates")]
     return [*rows, ("memory and time", run.method)]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _time(seconds: float) -> str:
