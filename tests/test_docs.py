@@ -70,7 +70,7 @@ def test_every_package_that_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = [
         *project["dependencies"],
-        *(line for extra in ("logs", "plots") for line in project["optional-dependencies"][extra]),
+        *(line for extra in ("logs", "plots", "asr") for line in project["optional-dependencies"][extra]),
     ]
     declared = {re.split(r"[<>=]", line)[0].lower().replace("-", "_") for line in lines}
     imported = set()

@@ -119,7 +119,7 @@ def _map(voiced: Sequence[tuple[int, Record]], marked: set[int], order: dict[int
         Point(x, y, order.get(record.row.speaker, 0), _name(record), number in marked)
         for (x, y), (number, record) in zip(flat.tolist(), voiced, strict=True)
     ]
-    return scatter(points, "Voices (principal components of the embeddings)", ("first component", "second"))
+    return scatter(points, "Voices, by principal components", ("first component", "second component"))
 
 
 def plane(voices: np.ndarray) -> np.ndarray:
