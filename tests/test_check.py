@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 from click.testing import CliRunner, Result
@@ -113,6 +114,31 @@ def test_the_page_escapes_texts_and_needs_no_other_address(make_clips: Make, toy
     sources = re.findall(r'data-src="([^"]+)"', html)
     assert len(sources) == 8
     assert all((page.parent / source).is_file() for source in sources)
+
+
+def test_odd_and_broken_sounds_make_no_traceback_and_are_named_once(make_clips: Make, toy_folder: Path) -> None:
+    data, wave = make_clips(6), spoken(1.2, 1)
+    odd: dict[str, tuple[Any, int, str]] = {
+        "hi": (spoken(1.2, 2, 192_000), 192_000, "PCM_16"),
+        "eight": (spoken(1.2, 3), 24_000, "PCM_U8"),
+        "six": (np.stack([spoken(1.2, 4)] * 6, 1), 24_000, "PCM_16"),
+        "brief": (spoken(0.35, 5), 24_000, "PCM_16"),
+    }
+    broken: dict[str, tuple[Any, int, str]] = {
+        "nan": (np.full(24_000, np.nan), 24_000, "FLOAT"),
+        "loud": (20 * wave, 24_000, "FLOAT"),
+        "one": (wave[:1], 24_000, "PCM_16"),
+        "long": (np.tile(wave, 80), 24_000, "PCM_16"),
+    }
+    for name, (samples, rate, kind) in {**odd, **broken}.items():
+        soundfile.write(data / "audio" / f"{name}.wav", samples, rate, subtype=kind)
+        (data / "transcripts" / f"{name}.txt").write_text("the one." if name == "brief" else f"the {name} one is here.")
+    half = (data / "audio" / "003.wav").read_bytes()
+    (data / "audio" / "003.wav").write_bytes(half[: len(half) // 2])
+    told = found(data, *CHEAP, "--model-path", toy_folder, expect=1)
+    named = sorted(Path(clip).stem for error in told["errors"] for clip in error["clips"])
+    assert named == sorted([*broken, "003"])
+    assert not {Path(c).stem for w in told["warnings"] if w["kind"] == "clipped" for c in w["clips"]}
 
 
 def test_plots_put_values_where_they_belong() -> None:

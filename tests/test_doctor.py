@@ -67,6 +67,14 @@ def test_clipping_is_seen_after_it_was_turned_down_and_not_in_clean_speech() -> 
     assert all(measure_sound(clip(i), RATE).clipped == 0 for i in range(1, 12))
 
 
+def test_an_offset_is_measured_and_changes_nothing_else() -> None:
+    wave = with_noise(clip(5), 45)  # a floor, which rounding would else be
+    plain, moved = measure_sound(wave, RATE), measure_sound(wave * np.float32(0.5) + np.float32(0.2), RATE)
+    assert moved.offset == pytest.approx(0.2, abs=0.002)
+    assert (moved.snr, moved.leading) == (pytest.approx(plain.snr, abs=0.2), plain.leading)
+    assert moved.bandwidth == pytest.approx(plain.bandwidth, rel=0.05)
+
+
 def test_what_was_resampled_upwards_keeps_its_bandwidth() -> None:
     wave = clip(3)
     for low in (8_000, 16_000):

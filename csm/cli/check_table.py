@@ -99,7 +99,7 @@ def projected(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     rows = [
         (
             "an epoch",
-            f"{_count(run.training, 'clip')}, {run.frames} frames, {run.tokens} text tokens, {run.updates} updates",
+            f"{_count(run.training, 'clip')}, {run.frames} frames, {run.tokens} text tokens, {_count(run.updates, 'update')}",
         ),
         ("run", f"{run.steps} steps in {run.epochs:.3g} epochs; {_count(run.validation, 'clip')} held out"),
     ]

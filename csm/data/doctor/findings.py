@@ -18,9 +18,10 @@ from csm.data.doctor.survey import Record, Survey, place
 from csm.data.faults import printable, render
 from csm.data.row import Row
 
-CLIPPED_SHARE = 0.0005
+CLIPPED_SHARE = 0.001
 NOISY_DB = 15.0
 SILENT_END_SECONDS = 1.0
+OFFSET = 0.02
 NARROW_HZ = 5_500.0
 LOWEST_RATE = 16_000
 LEVEL_LU = 10.0
@@ -77,6 +78,8 @@ def _of_sound(number: int, record: Record) -> Iterator[Finding]:
         yield Finding("clipped", f"{name} is clipped: {sound.clipped:.2%} of it stands at its peak.", (number,))
     elif sound.snr is not None and sound.snr < NOISY_DB:
         yield Finding("noisy", f"{name} is noisy: speech is {sound.snr:.0f} dB above the noise.", (number,))
+    if abs(sound.offset) > OFFSET:
+        yield Finding("offset", f"{name} has an offset of {sound.offset:+.2f} of full scale; take it out.", (number,))
     if max(sound.leading, sound.trailing) > SILENT_END_SECONDS:
         ends = f"{sound.leading:.1f} s before and {sound.trailing:.1f} s after the speech"
         yield Finding("silent ends", f"{name} is quiet at its ends: {ends}; training cuts them off.", (number,))

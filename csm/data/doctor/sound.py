@@ -35,6 +35,7 @@ class Sound:
         snr: speech over noise in dB.
         leading, trailing: seconds of quiet (40 dB below the loudest 10 ms) before the first sound and after the last.
         bandwidth: the highest frequency in Hz that carries sound.
+        offset: the mean of the samples, 1 being full scale.
     """
 
     seconds: float
@@ -46,22 +47,26 @@ class Sound:
     leading: float
     trailing: float
     bandwidth: float | None
+    offset: float = 0.0
 
 
 def measure_sound(wave: np.ndarray, rate: int) -> Sound:
     """Measure a wave `(samples,)` that is finite, not empty and not silent."""
     peak = float(np.abs(wave).max())
-    first, last = sounding_span(wave, rate, TRIM_BELOW_PEAK_DB)
+    offset = float(wave.mean(dtype=np.float64))
+    level = wave - np.float32(offset)
+    first, last = sounding_span(level, rate, TRIM_BELOW_PEAK_DB)
     return Sound(
         seconds=len(wave) / rate,
         rate=rate,
         loudness=loudness(wave, rate),
         peak=20 * float(np.log10(max(peak, 1e-9))),
         clipped=clipped_share(wave / np.float32(max(peak, 1e-9))),
-        snr=signal_to_noise(wave, rate),
+        snr=signal_to_noise(level, rate),
         leading=first / rate,
         trailing=max(0.0, (len(wave) - last) / rate),
-        bandwidth=bandwidth(wave, rate),
+        bandwidth=bandwidth(level, rate),
+        offset=offset,
     )
 
 
