@@ -125,17 +125,25 @@ def normalise_loudness(wave: np.ndarray, rate: int, target_lufs: float = TARGET_
 
     A clip below 0.4 s, shorter than the standard's block, is levelled by its RMS; silence is returned as it is.
     """
+    measured = loudness(wave, rate)
+    if measured is None:
+        return wave
+    gain = min(10 ** ((target_lufs - measured) / 20), 0.99 / float(np.abs(wave).max()))
+    return (wave * np.float32(gain)).astype(np.float32)
+
+
+def loudness(wave: np.ndarray, rate: int) -> float | None:
+    """The loudness in LUFS (ITU-R BS.1770), by RMS below the standard's block of 0.4 s; None for silence."""
     import pyloudnorm
 
     rms = float(np.sqrt(np.mean(np.square(wave, dtype=np.float64)))) if len(wave) else 0.0
     if rms < 1e-6:
-        return wave
-    loudness = -0.691 + 20 * np.log10(rms)
+        return None
     if len(wave) > 0.4 * rate:
         measured = pyloudnorm.Meter(rate).integrated_loudness(wave.astype(np.float64))
-        loudness = measured if np.isfinite(measured) else loudness
-    gain = min(10 ** ((target_lufs - loudness) / 20), 0.99 / float(np.abs(wave).max()))
-    return (wave * np.float32(gain)).astype(np.float32)
+        if np.isfinite(measured):
+            return float(measured)
+    return -0.691 + 20 * np.log10(rms)
 
 
 def frame_levels(wave: np.ndarray, rate: int, hop_seconds: float = 0.01) -> np.ndarray:
@@ -151,12 +159,17 @@ def trim(wave: np.ndarray, rate: int, below_peak_db: float = 40.0, keep_seconds:
 
     `keep_seconds` of what lay outside stay on each side, so that soft onsets live.
     """
+    first, last = sounding_span(wave, rate, below_peak_db)
+    keep = round(rate * keep_seconds)
+    return wave[max(0, first - keep) : last + keep] if last else wave[:0]
+
+
+def sounding_span(wave: np.ndarray, rate: int, below_peak_db: float = 40.0) -> tuple[int, int]:
+    """From where to where, in samples, a wave sounds: the first and last 10 ms as `trim` finds them; (0, 0) for silence."""
     levels = frame_levels(wave, rate)
-    loud = np.flatnonzero(levels > max(levels.max() - below_peak_db, -70))
-    if len(loud) == 0:
-        return wave[:0]
-    hop, keep = round(rate * 0.01), round(rate * keep_seconds)
-    return wave[max(0, loud[0] * hop - keep) : (loud[-1] + 1) * hop + keep]
+    loud = np.flatnonzero(levels > max(levels.max(initial=-np.inf) - below_peak_db, -70))
+    hop = round(rate * 0.01)
+    return (int(loud[0]) * hop, (int(loud[-1]) + 1) * hop) if len(loud) else (0, 0)
 
 
 def write_wave(path: str | Path, wave: np.ndarray, rate: int = SAMPLE_RATE) -> None:

@@ -59,6 +59,13 @@ CSM_MLX: dict[str, Any] = dict(
 )  # fmt: skip
 """What csm-mlx's two commands have in common."""
 
+MINUTES: dict[str, tuple[float, float | None]] = {
+    "voice-adapt": (5.0, 10.0),
+    "style-tune": (3.0, 5.0),
+    "domain": (20.0, None),
+}
+"""The minutes of speech that a preset asks for: of each speaker, for a domain of all together; None is no upper end."""
+
 PRESETS: dict[str, Recipe] = {
     "voice-adapt": Recipe(
         learning_rate=2e-5, epochs=5, semantic_weight=20.0, acoustic_weight=1.0, decoder_fraction=1.0,

@@ -18,8 +18,8 @@ from csm.data.codes import Tokenised
 from csm.data.manifest import read_data
 from csm.errors import CsmError
 from csm.recipe import Recipe
+from csm.training.batch_fit import find_batch, longest_batch
 from csm.training.interrupt import Interrupted
-from csm.training.probe import find_batch, longest_batch
 from csm.training.watchers import Watchers
 
 MEGABYTE = 10**6

@@ -189,6 +189,7 @@ FREE = {
     "csm": ["csm.cli.main", "--help"],
     "csm voice list": ["csm.cli.main", "voice", "--db", "DB", "list"],
     "csm-finetune": ["csm.cli.finetune", "--help"],
+    "csm-finetune check": ["csm.cli.finetune", "check", "--help"],
     "csm-finetune voice-adapt": ["csm.cli.finetune", "voice-adapt", "--help"],
     "csm-finetune lora": ["csm.cli.finetune", "lora", "--help"],
     "finetune_lora": ["csm.cli.finetune_lora", "--help"],

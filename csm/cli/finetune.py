@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from csm.cli.check import check, doubts
 from csm.cli.console import answer, detail, say, warn
 from csm.cli.convert import convert
 from csm.cli.options import (
@@ -100,7 +101,7 @@ def finetune(preset: str, flags: dict[str, Any], saved: Saved | None = None) -> 
 
     placement = {key: flags[key] for key in ("device", "dtype", "threads", "base")}
     tuner = CSMFineTuner(flags["model_path"], flags["output_dir"], preset=preset, cache=flags["cache_dir"], **placement)
-    tuner.layers += _layers(flags)
+    tuner.layers += recipe_layers(flags)
     (answer if flags["dry_run"] else say)(f"{preset} of {tuner.base.path}\n{tuner.resolved.describe()}")
     if adapters := tuner.adapters:
         say(f"adapters: {adapters}")
@@ -125,7 +126,7 @@ def _say_epochs(tuner: Any) -> None:
         say(f"epochs will follow from the minutes of the data: {span.fewest} to {span.most}")
 
 
-def _layers(flags: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def recipe_layers(flags: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Recipe file (or the keys of a stage), then flags."""
     from csm.recipe import read_recipe
 
@@ -172,6 +173,9 @@ def _train(
     if unread := tuner.unread_characters(data):
         warn(f"this model cannot read {' '.join(unread)!r} in the transcripts; write numbers as words.")
     validation = _tokenise(tuner, held[0], held[1], flags["strict"], "data to validate on") if held else None
+
+    for doubt in doubts(tuner, data):
+        warn(doubt)
 
     with TrainingView() as view:
         talk = _Talk(view, tuner.run.path / "metrics.jsonl", saved)
@@ -244,7 +248,7 @@ _preset_command("style-tune", "Take on a way of speaking: all parts learn, codeb
 _preset_command("domain", "Learn a domain's words: the backbone learns, the voice stays.")
 _preset_command("conversation", "Learn to answer in a dialogue: earlier turns are context.")
 
-for _command in (convert, full, lora, run, stages, plot, prepare, tokenize):
+for _command in (check, convert, full, lora, run, stages, plot, prepare, tokenize):
     main.add_command(_command)
 
 

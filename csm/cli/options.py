@@ -71,11 +71,13 @@ _DATA = (
     click.option("--speaker-id", type=click.IntRange(0), help="who speaks, where the data does not say"),
     names_format,
     names_language,
-    click.option("--strict", is_flag=True, help="stop at a clip that cannot be used, rather than skip and count it"),
 )  # fmt: skip
+stops_at_faults = click.option(
+    "--strict", is_flag=True, help="stop at a clip that cannot be used, rather than skip and count it"
+)
 _CACHE = click.option("--cache-dir", type=PATH, help="where audio codes are kept; default: the user's cache folder")
 names_data = _bundle(*_DATA)
-reads_data = _bundle(*_DATA, _CACHE)
+reads_data = _bundle(*_DATA, stops_at_faults, _CACHE)
 
 
 chooses_method = click.option(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from csm.cli.console import answer, say, warn
-from csm.cli.options import PATH, names_data, takes_base
+from csm.cli.options import PATH, names_data, stops_at_faults, takes_base
 from csm.errors import CsmError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class _Share(click.ParamType):
 @click.command("tokenize")
 @click.argument("data", nargs=-1)
 @names_data
+@stops_at_faults
 @click.option(
     "--output", required=True, type=PATH, metavar="CODES", help="the folder of codes; what is there is gone on with"
 )

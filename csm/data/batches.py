@@ -142,10 +142,14 @@ class EpochBatches:
 
     def update(self, epoch: int, number: int) -> list[Batch]:
         """The micro-batches of update `number` (from 0) of `epoch`."""
+        return [self._batch(indices, epoch) for indices in self.indices(epoch, number)]
+
+    def indices(self, epoch: int, number: int) -> list[np.ndarray]:
+        """The examples of each micro-batch of an update."""
         if self._epoch != epoch:
             self._epoch, self._order = epoch, self._order_of(epoch)
         span = range(number * self.accumulate, min((number + 1) * self.accumulate, len(self._order)))
-        return [self._batch(self._order[i], epoch) for i in span]
+        return [self._order[i] for i in span]
 
     def _order_of(self, epoch: int) -> EpochOrder:
         """The batches of an epoch; always equally many."""

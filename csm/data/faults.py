@@ -33,6 +33,14 @@ class Fault:
         return printable(f"{place} {self.message}.")
 
 
+class UnusableData(CsmError):
+    """Nothing is left to train on, or a fault was found under `strict`; `faults` are all that were found."""
+
+    def __init__(self, message: str, hint: str | None, faults: Iterable[Fault]):
+        super().__init__(message, hint)
+        self.faults = list(faults)
+
+
 def render(faults: Iterable[Fault]) -> str:
     """One line a fault, sorted by file and line; the same fault found twice is named once."""
     return "\n".join(_sentences(faults))
@@ -42,18 +50,19 @@ def require_usable(usable: int, faults: Iterable[Fault], strict: bool = False) -
     """Stop where there is nothing to train on.
 
     Raises:
-        CsmError: `usable` is 0, or `strict` is set and there is a fault; the hint lists the first faults.
+        UnusableData: `usable` is 0, or `strict` is set and there is a fault; the hint lists the first faults.
     """
+    faults = list(faults)
     sentences = _sentences(faults)
     if usable and not (strict and sentences):
         return
     listed = sentences[:_LISTED]
     if len(sentences) > _LISTED:
-        listed.append(f"... and {len(sentences) - _LISTED} more.")
+        listed.append(f"... and {len(sentences) - _LISTED} more; `csm-finetune check` names them all.")
     if not usable:
-        raise CsmError("Nothing in the data can be used.", "\n  ".join(listed) or None)
+        raise UnusableData("Nothing in the data can be used.", "\n  ".join(listed) or None, faults)
     count = "1 fault" if len(sentences) == 1 else f"{len(sentences)} faults"
-    raise CsmError(f"The data has {count}, and strict was asked for.", "\n  ".join(listed))
+    raise UnusableData(f"The data has {count}, and strict was asked for.", "\n  ".join(listed), faults)
 
 
 def printable(text: str) -> str:

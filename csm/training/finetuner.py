@@ -40,11 +40,11 @@ from csm.presets import EPOCHS, PRESETS
 from csm.recipe import CHANGEABLE, Recipe, Resolved, nearest, resolve
 from csm.segment import Conversation, Segment
 from csm.tokenizer import TextTokenizer
+from csm.training.batch_fit import find_batch
 from csm.training.dataset import tokenise_segments
 from csm.training.lengths import describe_limits, fit_turns, longest_rows
 from csm.training.lineage import parent_run
 from csm.training.loop import Parts, train
-from csm.training.probe import find_batch
 from csm.training.run_folder import TRAINER, Position, RunFolder, now
 from csm.training.watchers import Report, Watchers
 from csm.weights import parameter_shapes
@@ -230,6 +230,18 @@ class CSMFineTuner:
         assert best is not None, "a run that ended has a checkpoint"
         return Outcome(best, start.step, end.step, aside)
 
+    def plan(self, data: Tokenised) -> tuple[EpochBatches, ExampleSet]:
+        """The updates that a run on this data would make, and what it would hold out; nothing is trained or written.
+
+        Epochs follow from the data, as in `train`: see `resolved` afterwards. Codes may have any number of codebooks.
+
+        Raises:
+            CsmError: as `train`, where the data cannot be split or do not fit the recipe.
+        """
+        self._set_epochs(data)
+        training, validation = self._split(data)
+        return _batches(training, validation, self.resolved.recipe)[0], validation
+
     def _from_segments(self, data: Sequence[Segment | Conversation]) -> Tokenised:
         codec = self.backend.codec(self.base)
         found = tokenise_segments(data, codec, CodeCache(self.cache_folder, codec), self.base.config)
@@ -258,18 +270,23 @@ class CSMFineTuner:
 
     def _follow(self, data: Tokenised, watch: Watchers) -> None:
         """Let epochs follow from the minutes to learn, and say what the user should know before the work."""
-        recipe, span = self.resolved.recipe, EPOCHS.get(self.preset)
-        if recipe.select_by == "speaker_similarity" and watch.listen is None:
+        if self.resolved.recipe.select_by == "speaker_similarity" and watch.listen is None:
             raise CsmError("select_by speaker_similarity needs someone who listens.", "Pass `watch` with `listen`.")
-        for sentence in describe_limits(data, self.base, recipe):
+        if reason := self._set_epochs(data):
+            watch.notice(f"epochs: {self.resolved.recipe.epochs}, from {reason}")
+        for sentence in describe_limits(data, self.base, self.resolved.recipe):
             watch.notice(sentence)
+
+    def _set_epochs(self, data: Tokenised) -> str | None:
+        """Let the minutes to learn say the epochs where the preset alone has; the reason, None where others said."""
+        recipe, span = self.resolved.recipe, EPOCHS.get(self.preset)
         self._by_data = []
-        if span and recipe.max_steps == 0:
-            minutes = self._minutes(data)
-            reason = span.reason(minutes)
-            self._by_data = [(reason, {"epochs": span.epochs(minutes)})]
-            if self.resolved.sources["epochs"] == reason:
-                watch.notice(f"epochs: {self.resolved.recipe.epochs}, from {reason}")
+        if span is None or recipe.max_steps:
+            return None
+        minutes = self._minutes(data)
+        reason = span.reason(minutes)
+        self._by_data = [(reason, {"epochs": span.epochs(minutes)})]
+        return reason if self.resolved.sources["epochs"] == reason else None
 
     def _learned(self, data: Tokenised) -> set[int]:
         recipe = self.resolved.recipe
@@ -287,7 +304,8 @@ class CSMFineTuner:
         Raises:
             CsmError: no turn carries loss.
         """
-        sources = make_sources(data.turns, TextTokenizer(self.base.beside), self.base.config.num_codebooks)
+        codebooks = len(data.turns.codes(0))  # the model's, or one where a run is only planned
+        sources = make_sources(data.turns, TextTokenizer(self.base.beside), codebooks)
         mine, counts = np.isin(sources.speakers, list(learned)), sources.carrying_loss(learned)
         if mine.any() and not counts.any():
             raise CsmError(
@@ -366,16 +384,7 @@ class CSMFineTuner:
             write_base(self.base.origin, unchanged)
         elif not unchanged.is_dir():
             self.backend.write_unchanged(self.base, trainer.trained_names, unchanged)
-        often, held_terms = term_shares(training.sources, validation.sources, recipe)
-        batches = EpochBatches(
-            training,
-            recipe.batch_size,
-            recipe.accumulate,
-            recipe.decoder_fraction,
-            recipe.seed,
-            often,
-            recipe.max_batch_frames,
-        )
+        batches, held_terms = _batches(training, validation, recipe)
         most = recipe.max_batch_frames
         held_out = validation_batches(validation, recipe.val_batch_size or recipe.batch_size, most)
         return Parts(trainer, batches, held_out, self.run, unchanged, recipe, term_clips=held_terms)
@@ -438,6 +447,14 @@ def _inputs(data: Tokenised) -> Iterator[Path]:
         return
     for number in range(len(data.turns.frames)):
         yield data.turns.row(number).audio
+
+
+def _batches(training: ExampleSet, validation: ExampleSet, recipe: Recipe) -> tuple[EpochBatches, np.ndarray | None]:
+    """The updates of a run, and which of the held-out clips hold a term."""
+    often, held_terms = term_shares(training.sources, validation.sources, recipe)
+    size, most = recipe.batch_size, recipe.max_batch_frames
+    fraction, seed = recipe.decoder_fraction, recipe.seed
+    return EpochBatches(training, size, recipe.accumulate, fraction, seed, often, most), held_terms
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

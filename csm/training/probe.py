@@ -1,92 +1,124 @@
-"""What fits: how many of the longest examples a micro-batch can hold, found by updates that are thrown away."""
+"""A probe: a few updates of a run, in a process of its own, for their memory and their time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import multiprocessing
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
 
-import numpy as np
-
-from csm.backend import Trainer
-from csm.data.batches import Batch, collate
-from csm.data.examples import Example, ExampleSet
+from csm.backend import Backend, Trainer
+from csm.data.batches import Batch
 from csm.errors import CsmError
-from csm.frames import Frames, join
+from csm.model_folder import ModelFolder
 from csm.recipe import Recipe
-from csm.training.memory import is_out_of_memory, remedy
+from csm.training.memory import is_out_of_memory
 
-FRACTION = 0.8  # of the memory, for what a probe cannot see: fragments, validation, samples
+LONGEST_SECONDS = 90.0  # after which no further update is begun
+START_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
-class Fit:
-    """The micro-batch that fits, how many of them make an update, and why."""
+class Probe:
+    """What the updates took: bytes at the peak, seconds a row of an example seen first and again, and when scored."""
 
-    batch_size: int
-    accumulate: int
-    reason: str
+    memory: int
+    first_seconds_a_row: float
+    later_seconds_a_row: float
+    score_seconds_a_row: float
+    updates: int
 
 
-def find_batch(trainer: Trainer, examples: ExampleSet, recipe: Recipe, update: int, memory: int) -> Fit:
-    """The largest micro-batch that fits `FRACTION` of `memory` bytes and divides an update of `update` examples.
-
-    Each size is tried on the longest examples that an epoch can show, in ascending order; the memory of the next is
-    judged from the last two before it is tried, since running out may end the process. The trainer is used up.
+def probe(folder: ModelFolder, backend: Backend, recipe: Recipe, updates: Sequence[Sequence[Batch]]) -> Probe:
+    """Make `updates` (the first to warm up, the others twice) and score one batch, in a new process.
 
     Raises:
-        CsmError: not even one example fits.
+        CsmError: memory is short, or the updates failed; the message says which.
     """
-    limit, peaks = int(FRACTION * memory), list[tuple[int, int]]()
-    longest = int(examples.most_rows.max())
-    most = min(update, recipe.max_batch_frames // longest) if recipe.max_batch_frames else update
-    for size in (n for n in range(1, most + 1) if update % n == 0):
-        if _expected(peaks, size) > limit:
-            break
-        peak = _peak(trainer, lambda size=size: longest_batch(examples, recipe, size))  # type: ignore[misc]
-        if peak is None or peak > limit:
-            break
-        peaks.append((size, peak))
-    if not peaks:
-        problem = f"not even one example of {longest} rows fits into {FRACTION:.0%} of {memory / 1e9:.1f} GB."
-        raise CsmError(problem, remedy(replace(recipe, batch_size=1)))
-    best, peak = peaks[-1]
-    found = f"{best} of {longest} rows take {peak / 1e9:.2f} of {memory / 1e9:.1f} GB"
-    end = "" if best == most else f", more would pass {FRACTION:.0%}"
-    return Fit(best, update // best, f"auto: {found}{end}")
-
-
-def _expected(peaks: list[tuple[int, int]], size: int) -> float:
-    """Bytes that `size` examples will take, along the line through the last two sizes."""
-    if len(peaks) < 2:
-        return 0.0
-    (before, low), (last, high) = peaks[-2:]
-    return high + (high - low) / (last - before) * (size - last)
-
-
-def _peak(trainer: Trainer, make: Callable[[], Batch]) -> int | None:
-    """The most memory that the process has held after an update with a batch; None where there was not enough."""
+    needed, free = 4 * folder.parameters, _free_memory()
+    if backend.device == "cpu" and free is not None and needed > free:
+        raise CsmError(f"the weights take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB of memory are free.")
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_work, args=(theirs, folder, backend, recipe, updates), daemon=True)
+    child.start()
+    theirs.close()
     try:
-        trainer.step([make()], 0.0)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
+        found = ours.recv() if ours.poll(START_SECONDS) else "it took more than ten minutes."
+    except EOFError:
+        child.join()
+        why = "memory ran out" if child.exitcode == -signal.SIGKILL else f"exit code {child.exitcode}"
+        found = f"the probe's process ended before it answered ({why})."
+    finally:
+        child.kill()
+        child.join()
+    if isinstance(found, str):
+        raise CsmError(found)
+    assert isinstance(found, Probe)
+    return found
+
+
+def _work(
+    out: Connection, folder: ModelFolder, backend: Backend, recipe: Recipe, updates: Sequence[Sequence[Batch]]
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends this process
+    try:
+        out.send(_measure(backend.trainer(folder, recipe), recipe, updates, backend.device))
+    except CsmError as error:
+        out.send(error.message)
+    except (MemoryError, RuntimeError, FloatingPointError) as error:
+        out.send("memory ran out." if is_out_of_memory(error) else f"an update failed ({error}).")
+
+
+def _measure(trainer: Trainer, recipe: Recipe, updates: Sequence[Sequence[Batch]], device: str) -> Probe:
+    began, made = time.monotonic(), 1
+    first: list[float] = []
+    later: list[float] = []
+    warm = _seconds_a_row(trainer, recipe, updates[0])
+    for update in updates[1:]:
+        if first and time.monotonic() - began > LONGEST_SECONDS:
+            break
+        first.append(_seconds_a_row(trainer, recipe, update))
+        later.append(_seconds_a_row(trainer, recipe, update))
+        made += 2
+    start = time.perf_counter()
+    trainer.scores(updates[-1][:1])
+    scored = (time.perf_counter() - start) / _rows(updates[-1][:1])
+    memory = trainer.peak_memory() if device != "cpu" else _own_peak() or trainer.peak_memory()
+    return Probe(memory, _mean(first or [warm]), _mean(later or [warm]), scored, made)
+
+
+def _seconds_a_row(trainer: Trainer, recipe: Recipe, update: Sequence[Batch]) -> float:
+    start = time.perf_counter()
+    trainer.step(update, recipe.learning_rate)  # its losses are read back, so a GPU is done when it returns
+    return (time.perf_counter() - start) / _rows(update)
+
+
+def _rows(batches: Sequence[Batch]) -> int:
+    """Rows of text and audio, without padding."""
+    return sum(len(batch.text_at) + len(batch.audio_at) for batch in batches)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _own_peak() -> int | None:
+    """This process's peak in bytes on Linux; what getrusage says there begins with the parent's."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
         return None
-    return trainer.peak_memory()
+    found = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(found[0]) * 1024 if found else None
 
 
-def longest_batch(examples: ExampleSet, recipe: Recipe, size: int) -> Batch:
-    """A micro-batch of the `size` examples that may become longest, with as much context as they may have."""
-    most = examples.most_rows
-    order = np.argsort(most, kind="stable")[::-1]
-    made = [_at_most(examples, int(order[i % len(order)]), int(most[order[i % len(order)]])) for i in range(size)]
-    return collate(made, [examples.depth_frames(example, 0, recipe.decoder_fraction) for example in made])
-
-
-def _at_most(examples: ExampleSet, index: int, rows: int) -> Example:
-    """The example with its own rows as context, again and again, until it has `rows`."""
-    source = examples.sources[index]
-    parts, room = [source.own], rows - len(source.own)
-    while room > 0:
-        parts.insert(0, Frames(source.own.frames[-room:], source.own.mask[-room:]))
-        room -= len(parts[0])
-    return Example(source.id, join(parts), rows - len(source.own))
+def _free_memory() -> int | None:
+    """Bytes that a process could still have, caches of files included, where the system says so."""
+    table = Path("/proc/meminfo")
+    if not table.is_file():
+        return None
+    found = [line.split()[1] for line in table.read_text().splitlines() if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None
