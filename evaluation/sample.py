@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from csm.audio import resample
-from evaluation import pauses, pitch, rate, speaker
+from evaluation import energy, health, pauses, pitch, rate, speaker
 from evaluation.measures import Measures, fault
 
-PROSODY_KEYS = (*rate.KEYS, *pitch.KEYS, *pauses.KEYS)
+PROSODY_KEYS = (*rate.KEYS, *pitch.KEYS, *pauses.KEYS, *energy.KEYS)
+KEYS = ("duration_seconds", *PROSODY_KEYS, *health.KEYS)
 POOLED_SECONDS = 3.0  # under it a similarity says little
 
 
@@ -38,7 +39,7 @@ class Sample:
 
 
 def measure(sample: Sample) -> tuple[Measures, np.ndarray | None]:
-    """Duration, rate, pitch and pauses, and the voice `(256,)` or None with a reason under `speaker_similarity`."""
+    """Everything but the similarity, and the voice `(256,)`; None with a reason under `speaker_similarity`."""
     measures, voice = Measures(), None
     seconds = len(sample.wave) / sample.rate if sample.rate > 0 else None
     measures.put("duration_seconds", seconds, "The sample rate is unknown.")
@@ -46,6 +47,8 @@ def measure(sample: Sample) -> tuple[Measures, np.ndarray | None]:
         rate.measure_rate(sample.wave, sample.rate, sample.text),
         pitch.measure_pitch(sample.wave, sample.rate),
         pauses.measure_pauses(sample.wave, sample.rate),
+        energy.measure_energy(sample.wave, sample.rate),
+        health.measure_health(sample.wave, sample.rate, sample.text, sample.stop_reason),
     ):
         measures.update(part)
     if reason := speaker.unusable(sample.wave, sample.rate):
@@ -75,7 +78,7 @@ def summarise(rows: Iterable[dict[str, Any]]) -> Measures:
     """The mean of every value over the rows that have it."""
     rows = list(rows)
     means = Measures()
-    for key in ("speaker_similarity", "duration_seconds", *PROSODY_KEYS):
+    for key in ("speaker_similarity", *KEYS):
         present = [found[key] for found in rows if found[key] is not None]
         means.put(key, float(np.mean(present)) if present else None, "No sample has a value.")
     return means
