@@ -82,7 +82,7 @@ def write_json(scores: Scores, path: str | Path) -> None:
     Raises:
         OSError: the folder cannot be written or the disk is full; what stood there before still does.
     """
-    _write(Path(path), json.dumps(scores.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(Path(path), json.dumps(scores.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_markdown(
@@ -90,10 +90,11 @@ def write_markdown(
 ) -> None:
     """Write `markdown_report` with links relative to the report, whole or not at all. Raises as `write_json`."""
     path = Path(path)
-    _write(path, markdown_report(scores, samples_folder, curves, links_from=path.parent))
+    write_text(path, markdown_report(scores, samples_folder, curves, links_from=path.parent))
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all. Raises as `write_json`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -38,9 +38,9 @@ class Sample:
     stop_reason: str | None = None
 
 
-def measure(sample: Sample) -> tuple[Measures, np.ndarray | None]:
-    """Everything but the similarity, and the voice `(256,)`; None with a reason under `speaker_similarity`."""
-    measures, voice = Measures(), None
+def sounds(sample: Sample) -> Measures:
+    """Duration, rate, pitch, pauses, energy and health; torch is not needed."""
+    measures = Measures()
     seconds = len(sample.wave) / sample.rate if sample.rate > 0 else None
     measures.put("duration_seconds", seconds, "The sample rate is unknown.")
     for part in (
@@ -51,6 +51,12 @@ def measure(sample: Sample) -> tuple[Measures, np.ndarray | None]:
         health.measure_health(sample.wave, sample.rate, sample.text, sample.stop_reason),
     ):
         measures.update(part)
+    return measures
+
+
+def measure(sample: Sample) -> tuple[Measures, np.ndarray | None]:
+    """Everything but the similarity, and the voice `(256,)`; None with a reason under `speaker_similarity`."""
+    measures, voice = sounds(sample), None
     if reason := speaker.unusable(sample.wave, sample.rate):
         measures.put("speaker_similarity", None, reason)
     else:

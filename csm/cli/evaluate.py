@@ -11,7 +11,9 @@ import click
 from click.core import ParameterSource
 
 from csm.cli.console import Group, answer, answer_json, say, warn
+from csm.cli.gate import calibrate, gate
 from csm.cli.options import PATH, SEED, runs_model
+from csm.cli.recordings import audio
 from csm.cli.target import writable
 from csm.errors import CsmError
 
@@ -40,6 +42,10 @@ def evaluate() -> None:
 
     `run` is the default command; a path that looks like a command is written ./NAME.
     """
+
+
+for _command in (gate, calibrate, audio):
+    evaluate.add_command(_command)
 
 
 @evaluate.command()
