@@ -64,14 +64,15 @@ def measure(sample: Sample) -> tuple[Measures, np.ndarray | None]:
     return measures, voice
 
 
-def row(sample: Sample, measures: Measures) -> dict[str, Any]:
-    """The sample as one flat JSON object: who it is, the values, `reasons` for those that are None."""
+def row(sample: Sample, measures: Measures, heard: str | None = None) -> dict[str, Any]:
+    """The sample as one flat JSON object: who it is, what was heard, the values, `reasons` for those that are None."""
     notes = []
     if 0 < sample.rate < speaker.RATE:
         notes.append(f"Recorded at {sample.rate} Hz: without the upper band the similarity reads about 0.03 too low.")
     return {
         "name": sample.name,
         "text": sample.text,
+        "heard": heard,
         "seed": sample.seed,
         "stop_reason": sample.stop_reason,
         **measures.values,
@@ -80,11 +81,11 @@ def row(sample: Sample, measures: Measures) -> dict[str, Any]:
     }
 
 
-def summarise(rows: Iterable[dict[str, Any]]) -> Measures:
-    """The mean of every value over the rows that have it."""
+def summarise(rows: Iterable[dict[str, Any]], more: tuple[str, ...] = ()) -> Measures:
+    """The mean of every value, and of those under `more`, over the rows that have it."""
     rows = list(rows)
     means = Measures()
-    for key in ("speaker_similarity", *KEYS):
+    for key in ("speaker_similarity", *KEYS, *more):
         present = [found[key] for found in rows if found[key] is not None]
         means.put(key, float(np.mean(present)) if present else None, "No sample has a value.")
     return means

@@ -43,10 +43,11 @@ IN_FUNCTIONS = {  # and those whose functions import it
         "csm/generator.py",
         "csm/torch_file.py",
         "csm/training/events.py",
+        "evaluation/naturalness.py",
         "evaluation/speaker.py",
     ),
     "matplotlib": ("csm/training/curves.py",),
-    "transformers": ("csm/codec.py", "csm/tiny_codec.py"),
+    "transformers": ("csm/codec.py", "csm/tiny_codec.py", "evaluation/words.py"),
     "parselmouth": ("evaluation/",),
 }
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "base", "misc", "manager", "managers", "tools"}
