@@ -28,7 +28,7 @@ from evaluation.style import measure_style
 __all__ = ["Kind", "Reference", "Sample", "Scores", "SystemScores", "score_sample", "score_system"]
 
 SCHEMA_VERSION = 1
-Kind = Literal["base", "checkpoint", "folder"]
+Kind = Literal["base", "checkpoint", "folder", "codec"]
 KEYS = (*likeness.KEYS, *asked.KEYS)
 ALONE = Judges()
 
@@ -58,7 +58,7 @@ class SystemScores:
 
     Args:
         name: unique among the systems of one document.
-        kind: base, checkpoint or folder.
+        kind: base, checkpoint, folder, or codec: the recordings through the codec and back.
         samples: the rows.
         summary: number of samples, how many have a similarity, the means over the samples that have a value, and
             `speaker_similarity_pooled` over pieces of 3 s and more.
