@@ -61,7 +61,7 @@ def markdown_report(
         "Similarity is the cosine of speaker embeddings, per sample and pooled over pieces of 3 s and more; rate is "
         "syllables per second of sounding time; spread is in semitones about the median pitch.",
         "\n".join(["## Best", "", _escape(scores.best_reason)]),
-        "\n".join(["## Against the base", "", *comparison_lines(scores)]),
+        "\n".join(["## Against the base", "", *(f"- {_escape(line)}" for line in comparison_lines(scores))]),
         "\n".join(["## What is possible", "", _ceiling(scores.reference)]),
     ]
     if curves:
@@ -121,12 +121,14 @@ def comparison_lines(scores: Scores) -> Iterator[str]:
         return
     by_key = {(comparison["system"], comparison["metric"]): comparison for comparison in scores.comparisons}
     for system in _ordered(scores.systems):
-        if system.kind != "base":
+        if system.kind not in ("base", "codec"):
             metrics = METRICS if scores.best in (system.name, None) else METRICS[:1]
             for metric in metrics:
                 found = by_key.get((system.name, metric))
+                if found is None and all(one.summary.get(metric) is None for one in scores.systems):
+                    continue  # nobody was asked
                 words = in_words(found) if found else _not_compared(system.name, metric)
-                yield f"- {_escape(words[0].upper() + words[1:])}"
+                yield words[0].upper() + words[1:]
 
 
 def _not_compared(system: str, metric: str) -> str:

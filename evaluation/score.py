@@ -24,6 +24,7 @@ from evaluation.reference import Reference
 from evaluation.sample import POOLED_SECONDS, Sample, measure, pooled_voices, row, summarise
 from evaluation.speaker import similarity
 from evaluation.style import measure_style
+from evaluation.terms import score_terms
 
 __all__ = ["Kind", "Reference", "Sample", "Scores", "SystemScores", "score_sample", "score_system"]
 
@@ -106,10 +107,13 @@ class Scores:
     comparisons: list[dict[str, Any]] = field(default_factory=list)
     best: str | None = None
     best_reason: str = ""
+    terms: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, reference: Reference, systems: Sequence[SystemScores]) -> Scores:
-        """Compare every system with the base, where there is one, and choose the best checkpoint.
+    def of(
+        cls, reference: Reference, systems: Sequence[SystemScores], terms: Sequence[str] = (), language: str = "en"
+    ) -> Scores:
+        """Compare every system with the base, where there is one, choose the best checkpoint, and look for terms.
 
         Raises:
             CsmError: two systems have the same name.
@@ -118,7 +122,8 @@ class Scores:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise CsmError(f"Two systems are called {twice[0]}.", "Give each a name of its own.")
         best, reason = choose_best(systems)
-        return cls(reference.to_json(), list(systems), compare_with_base(systems), best, reason)
+        found = {system.name: _term_rows(system, terms, language) for system in systems} if terms else {}
+        return cls(reference.to_json(), list(systems), compare_with_base(systems), best, reason, found)
 
     def to_json(self) -> dict[str, Any]:
         """The document as plain JSON values, `schema_version` first."""
@@ -139,6 +144,7 @@ class Scores:
             )
         try:
             parts = {name: document[name] for name in ("reference", "comparisons", "best", "best_reason")}
+            parts["terms"] = document.get("terms", {})  # documents of the first form have none
             systems = [SystemScores(**system) for system in document["systems"]]
         except (KeyError, TypeError) as error:
             raise CsmError(f"The scores are incomplete ({error}).", "Run csm evaluate again.") from error
@@ -147,15 +153,30 @@ class Scores:
         return cls(systems=systems, **parts)
 
 
+def _term_rows(system: SystemScores, terms: Sequence[str], language: str) -> list[dict[str, Any]]:
+    """Each term's count, hits, hit rate and mishearings in what was heard of a system."""
+    pairs = [(row["text"], row["heard"]) for row in system.samples if row["text"] and row.get("heard") is not None]
+    return [
+        {
+            "term": s.term,
+            "said": s.said,
+            "heard": s.heard,
+            "hit_rate": s.hit_rate,
+            "instead": dict(s.instead.most_common()),
+        }
+        for s in score_terms(terms, pairs, language)
+    ]
+
+
 def compare_with_base(systems: Sequence[SystemScores]) -> list[dict[str, Any]]:
     """Every other system minus the first base, for each metric that pairs; nothing where there is no base."""
     base = next((system for system in systems if system.kind == "base"), None)
     if base is None:
         return []
     found = []
-    for system in systems:
+    for system in (system for system in systems if system.kind not in ("base", "codec")):
         for metric in METRICS:
-            if system is not base and has_pairs(base.samples, system.samples, metric):
+            if has_pairs(base.samples, system.samples, metric):
                 difference = paired_bootstrap(base.samples, system.samples, metric)
                 interval = list(difference.interval_95) if difference.interval_95 else None
                 found.append(

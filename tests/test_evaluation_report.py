@@ -262,7 +262,7 @@ def test_scores_survive_json(scores: Scores, tmp_path: Path) -> None:
     write_json(scores, tmp_path / "deep" / "scores.json")
     document = json.loads((tmp_path / "deep" / "scores.json").read_text(encoding="utf-8"))
     assert document["schema_version"] == 1
-    assert list(document)[1:] == ["reference", "systems", "comparisons", "best", "best_reason"]
+    assert list(document)[1:] == ["reference", "systems", "comparisons", "best", "best_reason", "terms"]
     again = Scores.from_json(document)
     assert again == scores
     assert again.to_json() == document
