@@ -1,9 +1,9 @@
 """Which checkpoint is best: the most similar one among those that did not lose words, naturalness or the end on the way.
 
-A checkpoint is out where its word error rate, its share of samples that stopped by themselves or its predicted opinion
-is significantly worse than the base's: the 95 % interval of the paired difference lies wholly on the wrong side, and the
-loss is one that could be heard (`GUARDS`). Where all are out, the most similar one is taken and the sentence says so.
-Limits: no correction for looking at many.
+A checkpoint is out where its word error rate, its share of samples that stopped by themselves or its predicted opinion is
+worse than the base's beyond chance by more than a margin (`GUARDS`): the 95 % interval of the paired difference lies
+wholly beyond it. Where all are out, the most similar one is taken and the sentence says so. Limits: no correction for
+looking at many.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from evaluation.directions import DIRECTIONS
 if TYPE_CHECKING:
     from evaluation.score import SystemScores
 
-GUARDS = {  # metric: its name, the loss that nobody would hear
-    "word_error_rate": ("word errors", 0.02),
-    "stopped": ("endings", 0.02),
+GUARDS = {  # metric: its name, the loss that is put up with
+    "word_error_rate": ("word errors", 0.05),
+    "stopped": ("endings", 0.05),
     "predicted_mos": ("predicted naturalness", 0.1),
 }
 
@@ -59,12 +59,11 @@ def mean_with_failures(rows: Sequence[dict[str, Any]]) -> float:
 def _lost(base: SystemScores, system: SystemScores) -> list[str]:
     """What the checkpoint does significantly worse than the base."""
     found = []
-    for metric, (name, unheard) in GUARDS.items():
+    for metric, (name, margin) in GUARDS.items():
         if not has_pairs(base.samples, system.samples, metric):
             continue
-        difference, better = paired_bootstrap(base.samples, system.samples, metric), DIRECTIONS[metric]
-        beyond_chance = difference.interval_95 and all(better * end < 0 for end in difference.interval_95)
-        if beyond_chance and better * difference.mean_difference < -unheard:
+        interval = paired_bootstrap(base.samples, system.samples, metric).interval_95
+        if interval and all(DIRECTIONS[metric] * end < -margin for end in interval):
             found.append(name)
     return found
 
