@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from csm.cli.console import Group, answer, warn
 from csm.cli.gate import calibrate, gate
+from csm.cli.listen import collect, listen
 from csm.cli.options import PATH, SEED, runs_model
 from csm.cli.recordings import audio
 from csm.errors import CsmError
@@ -39,7 +40,7 @@ def evaluate() -> None:
     """
 
 
-for _command in (gate, calibrate, audio):
+for _command in (gate, calibrate, audio, listen, collect):
     evaluate.add_command(_command)
 
 

@@ -34,7 +34,7 @@ def gate(
 
     place = junit if junit in (None, "-") else str(writable(Path(junit)))
     earlier = read_scores(baseline) if baseline else None
-    known = from_json(_read_json(noise)) if noise else None
+    known = from_json(read_json(noise)) if noise else None
     results = judge(read_rules(rules), read_scores(scores), earlier, known)
     if place == "-":
         answer(rules_document(results))
@@ -79,10 +79,15 @@ def read_scores(path: Path) -> Scores:
 
     if path.is_dir():
         path = path / "report" / "scores.json"
-    return Scores.from_json(_read_json(path))
+    return Scores.from_json(read_json(path))
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        CsmError: it is missing, or no JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
