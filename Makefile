@@ -30,6 +30,7 @@ $(INSTALLED): pyproject.toml
 # what tests, lint and the script that made the example voice need besides
 $(DEV): $(INSTALLED)
 	$(BIN)/pip install --quiet -e ".[dev,teacher,align,asr,denoise]"
+	$(BIN)/pip install --quiet --no-deps distillmos==0.9.1 xls-r-sqa==0.1.0
 	@touch $@
 
 demo: $(INSTALLED)

@@ -20,11 +20,17 @@ from csm.errors import CsmError
 FEWEST_TEXTS = 5
 PHRASES = {  # metric: what it is, unit, decimals
     "speaker_similarity": ("speaker similarity", "", 3),
+    "word_error_rate": ("word error rate", "", 3),
+    "predicted_mos": ("predicted opinion", "", 2),
+    "stopped": ("share that stopped by itself", "", 2),
     "syllables_per_second_speech": ("speech rate", " syllables/s", 2),
     "pitch_median_hz": ("median pitch", " Hz", 1),
     "pitch_spread_semitones": ("pitch spread", " semitones", 2),
     "pauses_per_minute": ("pauses", " per minute", 1),
     "pause_share": ("share of pauses", "", 3),
+    "energy_db": ("energy of the speech", " dB", 1),
+    "pitch_contour_distance_semitones": ("distance from the recordings' melody", " semitones", 2),
+    "energy_profile_correlation": ("correlation with the recordings' loudness", "", 2),
 }
 METRICS = tuple(PHRASES)
 Rows = Sequence[dict[str, Any]]
@@ -64,6 +70,16 @@ def paired_bootstrap(
     texts = np.array([np.mean(values) for values in pairs.values()])
     interval = _interval(texts, resamples, seed) if len(texts) >= FEWEST_TEXTS else None
     return Difference(metric, float(texts.mean()), interval, len(texts), sum(map(len, pairs.values())))
+
+
+def interval_of_mean(rows: Rows, metric: str, resamples: int = 2000, seed: int = 0) -> tuple[float, float] | None:
+    """The 95 % interval of a system's mean over texts; None with fewer than five texts that have the metric."""
+    by_text: dict[str, list[float]] = defaultdict(list)
+    for (text, _), values in _by_text_and_seed(rows, metric).items():
+        by_text[text] += values
+    if len(by_text) < FEWEST_TEXTS:
+        return None
+    return _interval(np.array([np.mean(values) for values in by_text.values()]), resamples, seed)
 
 
 def has_pairs(base_rows: Rows, tuned_rows: Rows, metric: str) -> bool:

@@ -34,6 +34,7 @@ class Measures:
             self.values[key], self.reasons[key] = None, reason
         else:
             self.values[key] = float(value)
+            self.reasons.pop(key, None)
 
     def update(self, other: Measures) -> None:
         """Take over another scorer's values and reasons."""

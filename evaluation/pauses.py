@@ -22,6 +22,7 @@ SHORTEST_SOUND_SECONDS = 0.03  # shorter is a click
 KEYS = (
     "pauses_per_minute",
     "pause_median_seconds",
+    "pause_p90_seconds",
     "pause_share",
     "leading_silence_seconds",
     "trailing_silence_seconds",
@@ -88,14 +89,15 @@ def timing(wave: np.ndarray, rate: int) -> Timing | None:
 
 
 def measure_pauses(wave: np.ndarray, rate: int) -> Measures:
-    """Pauses per minute and their share (both of the time between first and last sound), median length, silent ends.
+    """Pauses per minute and their share (both of the time between first and last sound), median and 90th percentile of
+    their length, silent ends.
 
     Args:
         wave: `(samples,)` mono.
         rate: samples per second.
 
     Returns:
-        the values under `KEYS`; a clip without a pause has no median length, and says so.
+        the values under `KEYS`; a clip without a pause has no lengths, and says so.
     """
     if reason := fault(wave, rate):
         return Measures.absent(KEYS, reason)
@@ -104,8 +106,9 @@ def measure_pauses(wave: np.ndarray, rate: int) -> Measures:
         return Measures.absent(KEYS, "No sound in the clip is longer than a click.")
     measures = Measures()
     measures.put("pauses_per_minute", 60 * len(found.pauses) / found.span)
-    median = float(np.median(found.pauses)) if found.pauses else None
+    median, long = np.percentile(found.pauses, [50, 90]) if found.pauses else (None, None)
     measures.put("pause_median_seconds", median, "The clip has no pause.")
+    measures.put("pause_p90_seconds", long, "The clip has no pause.")
     measures.put("pause_share", sum(found.pauses) / found.span)
     measures.put("leading_silence_seconds", found.leading)
     measures.put("trailing_silence_seconds", found.trailing)

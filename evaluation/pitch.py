@@ -17,11 +17,11 @@ from evaluation.pauses import sounding, step_seconds
 WIDEST_HZ = (60.0, 700.0)
 SHORTEST_SECONDS = 0.1
 FEWEST_FRAMES = 5  # 50 ms of voice
-KEYS = ("pitch_median_hz", "pitch_spread_semitones", "voiced_share")
+KEYS = ("pitch_median_hz", "pitch_spread_semitones", "pitch_range_semitones", "voiced_share")
 
 
 def measure_pitch(wave: np.ndarray, rate: int) -> Measures:
-    """Median pitch in Hz, spread in semitones about it (root mean square), voiced share of the sounding time.
+    """Median pitch in Hz, spread about it (root mean square) and range (5th to 95th percentile) in semitones, voiced share.
 
     Args:
         wave: `(samples,)` mono.
@@ -44,11 +44,14 @@ def measure_pitch(wave: np.ndarray, rate: int) -> Measures:
     measures = Measures()
     measures.put("voiced_share", len(voiced) / len(hertz) if len(hertz) else None, "The clip is too short.")
     if len(voiced) < FEWEST_FRAMES:
-        measures.update(Measures.absent(KEYS[:2], "The clip has less than 0.05 s of voice."))
+        measures.update(Measures.absent(KEYS[:3], "The clip has less than 0.05 s of voice."))
         return measures
     median = float(np.median(voiced))
     measures.put("pitch_median_hz", median)
-    measures.put("pitch_spread_semitones", float(np.sqrt(np.mean((12 * np.log2(voiced / median)) ** 2))))
+    semitones = 12 * np.log2(voiced / median)
+    low, high = np.percentile(semitones, [5, 95])
+    measures.put("pitch_spread_semitones", float(np.sqrt(np.mean(semitones**2))))
+    measures.put("pitch_range_semitones", float(high - low))
     return measures
 
 

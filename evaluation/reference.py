@@ -9,7 +9,7 @@ with many samples).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ import numpy as np
 
 from csm.audio import SUFFIXES, read_audio
 from csm.errors import CsmError
+from evaluation.judges import KEYS, Judges
+from evaluation.likeness import Contour, contour
 from evaluation.sample import Sample, measure, pooled_voices, row, summarise
 from evaluation.speaker import mean_embedding, similarity
+from evaluation.style import own_distance
 
 ONE_RECORDING = "The reference has one usable recording; a ceiling needs two."
 
@@ -34,6 +37,7 @@ class Reference:
         summary: means over the recordings, with the three similarities of this file's head.
         reasons: a sentence for every None in the summary.
         skipped: files that could not be used, with the reason.
+        contours: of each text one recording's contour, where it has one.
     """
 
     name: str
@@ -42,9 +46,10 @@ class Reference:
     summary: dict[str, float | None]
     reasons: dict[str, str]
     skipped: dict[str, str]
+    contours: dict[str, Contour] = field(default_factory=dict)
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> Reference:
+    def from_folder(cls, folder: str | Path, judges: Judges | None = None) -> Reference:
         """Read every sound file below the folder, with its text where there is one.
 
         The text of `a/b.wav` is `a/b.txt`, or the file of the same relative path in a folder `transcripts` beside
@@ -66,11 +71,15 @@ class Reference:
                 recordings.append(Sample(name, transcript(path, folder), 0, *read_audio(path)))
             except CsmError as error:
                 skipped[name] = error.message
-        return cls.from_recordings(str(folder), recordings, skipped)
+        return cls.from_recordings(str(folder), recordings, skipped, judges)
 
     @classmethod
     def from_recordings(
-        cls, name: str, recordings: Iterable[Sample], skipped: dict[str, str] | None = None
+        cls,
+        name: str,
+        recordings: Iterable[Sample],
+        skipped: dict[str, str] | None = None,
+        judges: Judges | None = None,
     ) -> Reference:
         """The reference that these recordings make; those without a usable voice are skipped and named.
 
@@ -88,15 +97,22 @@ class Reference:
             voices.append(voice)
         if not voices:
             raise _no_voice(name, skipped)
+        judges = judges or Judges()
         for recording, measures, value in zip(used, measured, _against_the_others(voices), strict=True):
             measures.put("speaker_similarity", value, ONE_RECORDING)
-            rows.append(row(recording, measures))
-        summary = summarise(rows)
+            told, heard = judges.ask(recording)
+            measures.update(told)
+            rows.append(row(recording, measures, heard))
+        summary = summarise(rows, KEYS)
         pooled = _against_the_others(pooled_voices(used))
         summary.put("speaker_similarity_pooled", _mean(pooled), "The recordings make less than two pieces of 3 s.")
         halves = similarity(mean_embedding(voices[::2]), mean_embedding(voices[1::2])) if len(voices) > 1 else None
         summary.put("self_similarity", halves, ONE_RECORDING)
-        return cls(name, mean_embedding(voices), rows, summary.values, summary.reasons, skipped)
+        summary.put("style_distance", own_distance(rows), "A yardstick of style takes eight recordings.")
+        contours = {
+            (r.text or "").strip(): found for r in reversed(used) if r.text and (found := contour(r.wave, r.rate))
+        }
+        return cls(name, mean_embedding(voices), rows, summary.values, summary.reasons, skipped, contours)
 
     @property
     def texts(self) -> list[str]:

@@ -11,19 +11,11 @@ from typing import Any
 from urllib.parse import quote
 
 from csm.audio import SUFFIXES
+from evaluation.columns import cell, shown
 from evaluation.compare import METRICS, PHRASES, in_words
 from evaluation.score import Scores, SystemScores
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
-COLUMNS = {  # key: head, its unit, decimals; the unit stands below the head, so that the table fits 80 characters
-    "speaker_similarity": ("similarity", "", 3),
-    "speaker_similarity_pooled": ("pooled", "", 3),
-    "syllables_per_second_speech": ("rate", "syl/s", 2),
-    "pitch_median_hz": ("pitch", "Hz", 1),
-    "pitch_spread_semitones": ("spread", "st", 2),
-    "pauses_per_minute": ("pauses", "/min", 1),
-}
-ABSENT = "–"
 
 
 def terminal_table(scores: Scores, format: str = "simple") -> str:
@@ -34,13 +26,19 @@ def terminal_table(scores: Scores, format: str = "simple") -> str:
     """
     from tabulate import tabulate
 
-    rows = [[_system_name(system, scores), *_cells(system.summary)] for system in _ordered(scores.systems)]
-    rows.append([f"reference ({scores.reference['recordings']})", *_cells(scores.reference["summary"])])
+    summaries = [*(system.summary for system in scores.systems), scores.reference["summary"]]
+    columns = shown(summaries)
+    rows = [
+        [_system_name(system, scores), *(cell(system.summary, key) for key in columns)]
+        for system in _ordered(scores.systems)
+    ]
+    recordings = f"reference ({scores.reference['recordings']})"
+    rows.append([recordings, *(cell(scores.reference["summary"], key) for key in columns)])
     is_markdown = format in ("github", "pipe")
     if is_markdown:
         rows = [[_escape(row[0]), *row[1:]] for row in rows]
-    heads = ["", *((" " if is_markdown else "\n").join((head, unit)).rstrip(" ") for head, unit, _ in COLUMNS.values())]
-    align = ("left", *["right"] * len(COLUMNS))
+    heads = ["", *((" " if is_markdown else "\n").join((head, unit)).rstrip(" ") for head, unit, _ in columns.values())]
+    align = ("left", *["right"] * len(columns))
     return tabulate(rows, headers=heads, tablefmt=format, disable_numparse=True, colalign=align)
 
 
@@ -63,7 +61,7 @@ def markdown_report(
         "Similarity is the cosine of speaker embeddings, per sample and pooled over pieces of 3 s and more; rate is "
         "syllables per second of sounding time; spread is in semitones about the median pitch.",
         "\n".join(["## Best", "", _escape(scores.best_reason)]),
-        "\n".join(["## Against the base", "", *_comparison_lines(scores)]),
+        "\n".join(["## Against the base", "", *(f"- {_escape(line)}" for line in comparison_lines(scores))]),
         "\n".join(["## What is possible", "", _ceiling(scores.reference)]),
     ]
     if curves:
@@ -82,7 +80,7 @@ def write_json(scores: Scores, path: str | Path) -> None:
     Raises:
         OSError: the folder cannot be written or the disk is full; what stood there before still does.
     """
-    _write(Path(path), json.dumps(scores.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(Path(path), json.dumps(scores.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_markdown(
@@ -90,10 +88,11 @@ def write_markdown(
 ) -> None:
     """Write `markdown_report` with links relative to the report, whole or not at all. Raises as `write_json`."""
     path = Path(path)
-    _write(path, markdown_report(scores, samples_folder, curves, links_from=path.parent))
+    write_text(path, markdown_report(scores, samples_folder, curves, links_from=path.parent))
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all. Raises as `write_json`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -115,26 +114,21 @@ def _system_name(system: SystemScores, scores: Scores) -> str:
     return f"{system.name} (best)" if system.name == scores.best else system.name
 
 
-def _cells(summary: dict[str, Any]) -> list[str]:
-    return [
-        ABSENT if summary.get(key) is None else f"{summary[key]:.{decimals}f}"
-        for key, (_, _, decimals) in COLUMNS.items()
-    ]
-
-
-def _comparison_lines(scores: Scores) -> Iterator[str]:
-    """Every metric for the best system, only the similarity for the others."""
+def comparison_lines(scores: Scores) -> Iterator[str]:
+    """The systems against the base in words: every metric for the best system, only the similarity for the others."""
     if not any(system.kind == "base" for system in scores.systems):
         yield "No base was scored, so nothing is compared."
         return
     by_key = {(comparison["system"], comparison["metric"]): comparison for comparison in scores.comparisons}
     for system in _ordered(scores.systems):
-        if system.kind != "base":
-            shown = METRICS if scores.best in (system.name, None) else METRICS[:1]
-            for metric in shown:
+        if system.kind not in ("base", "codec"):
+            metrics = METRICS if scores.best in (system.name, None) else METRICS[:1]
+            for metric in metrics:
                 found = by_key.get((system.name, metric))
+                if found is None and all(one.summary.get(metric) is None for one in scores.systems):
+                    continue  # nobody was asked
                 words = in_words(found) if found else _not_compared(system.name, metric)
-                yield f"- {_escape(words[0].upper() + words[1:])}"
+                yield words[0].upper() + words[1:]
 
 
 def _not_compared(system: str, metric: str) -> str:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from csm.audio import resample
-from evaluation import pauses, pitch, rate, speaker
+from evaluation import energy, health, pauses, pitch, rate, speaker
 from evaluation.measures import Measures, fault
 
-PROSODY_KEYS = (*rate.KEYS, *pitch.KEYS, *pauses.KEYS)
+PROSODY_KEYS = (*rate.KEYS, *pitch.KEYS, *pauses.KEYS, *energy.KEYS)
+KEYS = ("duration_seconds", *PROSODY_KEYS, *health.KEYS)
 POOLED_SECONDS = 3.0  # under it a similarity says little
 
 
@@ -37,17 +38,25 @@ class Sample:
     stop_reason: str | None = None
 
 
-def measure(sample: Sample) -> tuple[Measures, np.ndarray | None]:
-    """Duration, rate, pitch and pauses, and the voice `(256,)` or None with a reason under `speaker_similarity`."""
-    measures, voice = Measures(), None
+def sounds(sample: Sample) -> Measures:
+    """Duration, rate, pitch, pauses, energy and health; torch is not needed."""
+    measures = Measures()
     seconds = len(sample.wave) / sample.rate if sample.rate > 0 else None
     measures.put("duration_seconds", seconds, "The sample rate is unknown.")
     for part in (
         rate.measure_rate(sample.wave, sample.rate, sample.text),
         pitch.measure_pitch(sample.wave, sample.rate),
         pauses.measure_pauses(sample.wave, sample.rate),
+        energy.measure_energy(sample.wave, sample.rate),
+        health.measure_health(sample.wave, sample.rate, sample.text, sample.stop_reason),
     ):
         measures.update(part)
+    return measures
+
+
+def measure(sample: Sample) -> tuple[Measures, np.ndarray | None]:
+    """Everything but the similarity, and the voice `(256,)`; None with a reason under `speaker_similarity`."""
+    measures, voice = sounds(sample), None
     if reason := speaker.unusable(sample.wave, sample.rate):
         measures.put("speaker_similarity", None, reason)
     else:
@@ -55,14 +64,15 @@ def measure(sample: Sample) -> tuple[Measures, np.ndarray | None]:
     return measures, voice
 
 
-def row(sample: Sample, measures: Measures) -> dict[str, Any]:
-    """The sample as one flat JSON object: who it is, the values, `reasons` for those that are None."""
+def row(sample: Sample, measures: Measures, heard: str | None = None) -> dict[str, Any]:
+    """The sample as one flat JSON object: who it is, what was heard, the values, `reasons` for those that are None."""
     notes = []
     if 0 < sample.rate < speaker.RATE:
         notes.append(f"Recorded at {sample.rate} Hz: without the upper band the similarity reads about 0.03 too low.")
     return {
         "name": sample.name,
         "text": sample.text,
+        "heard": heard,
         "seed": sample.seed,
         "stop_reason": sample.stop_reason,
         **measures.values,
@@ -71,11 +81,11 @@ def row(sample: Sample, measures: Measures) -> dict[str, Any]:
     }
 
 
-def summarise(rows: Iterable[dict[str, Any]]) -> Measures:
-    """The mean of every value over the rows that have it."""
+def summarise(rows: Iterable[dict[str, Any]], more: tuple[str, ...] = ()) -> Measures:
+    """The mean of every value, and of those under `more`, over the rows that have it."""
     rows = list(rows)
     means = Measures()
-    for key in ("speaker_similarity", "duration_seconds", *PROSODY_KEYS):
+    for key in ("speaker_similarity", *KEYS, *more):
         present = [found[key] for found in rows if found[key] is not None]
         means.put(key, float(np.mean(present)) if present else None, "No sample has a value.")
     return means

@@ -14,19 +14,28 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from csm.errors import CsmError
+from evaluation import judges as asked
+from evaluation import likeness
+from evaluation.choice import choose_best
 from evaluation.compare import METRICS, has_pairs, paired_bootstrap
+from evaluation.judges import Judges
+from evaluation.likeness import contour, measure_likeness
 from evaluation.reference import Reference
 from evaluation.sample import POOLED_SECONDS, Sample, measure, pooled_voices, row, summarise
 from evaluation.speaker import similarity
+from evaluation.style import measure_style
+from evaluation.terms import score_terms
 
 __all__ = ["Kind", "Reference", "Sample", "Scores", "SystemScores", "score_sample", "score_system"]
 
 SCHEMA_VERSION = 1
-Kind = Literal["base", "checkpoint", "folder"]
+Kind = Literal["base", "checkpoint", "folder", "codec"]
+KEYS = (*likeness.KEYS, *asked.KEYS)
+ALONE = Judges()
 
 
-def score_sample(sample: Sample, reference: Reference) -> dict[str, Any]:
-    """One sample's row: `speaker_similarity`, `duration_seconds`, rate, pitch and pauses, each with its unit's name.
+def score_sample(sample: Sample, reference: Reference, judges: Judges = ALONE) -> dict[str, Any]:
+    """One sample's row: similarity, words, opinion, likeness to a recording of its text, and all of `evaluation.sample`.
 
     Returns:
         a flat JSON object; a value that cannot be had is None, with a sentence in `reasons` under the same key.
@@ -37,7 +46,11 @@ def score_sample(sample: Sample, reference: Reference) -> dict[str, Any]:
     measures, voice = measure(sample)
     if voice is not None:
         measures.put("speaker_similarity", similarity(voice, reference.embedding))
-    return row(sample, measures)
+    recording = reference.contours.get((sample.text or "").strip())
+    measures.update(measure_likeness(contour(sample.wave, sample.rate) if recording else None, recording))
+    told, heard = judges.ask(sample)
+    measures.update(told)
+    return row(sample, measures, heard)
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,7 @@ class SystemScores:
 
     Args:
         name: unique among the systems of one document.
-        kind: base, checkpoint or folder.
+        kind: base, checkpoint, folder, or codec: the recordings through the codec and back.
         samples: the rows.
         summary: number of samples, how many have a similarity, the means over the samples that have a value, and
             `speaker_similarity_pooled` over pieces of 3 s and more.
@@ -60,7 +73,9 @@ class SystemScores:
     reasons: dict[str, str]
 
 
-def score_system(name: str, samples: Iterable[Sample], reference: Reference, kind: Kind = "folder") -> SystemScores:
+def score_system(
+    name: str, samples: Iterable[Sample], reference: Reference, kind: Kind = "folder", judges: Judges = ALONE
+) -> SystemScores:
     """Score every sample of a system, and the system.
 
     Raises:
@@ -69,14 +84,16 @@ def score_system(name: str, samples: Iterable[Sample], reference: Reference, kin
     samples = list(samples)
     if not samples:
         raise CsmError(f"{name} has no samples to score.")
-    rows = [score_sample(sample, reference) for sample in samples]
-    means = summarise(rows)
-    pooled = [similarity(voice, reference.embedding) for voice in pooled_voices(samples)]
+    rows = [score_sample(sample, reference, judges) for sample in samples]
+    means, pieces = summarise(rows, KEYS), pooled_voices(samples)
+    pooled = [similarity(voice, reference.embedding) for voice in pieces]
     means.put(
         "speaker_similarity_pooled",
         float(np.mean(pooled)) if pooled else None,
         f"The samples of no seed add up to {POOLED_SECONDS:.0f} s of sound.",
     )
+    means.update(judges.compare(pieces, reference.embedding))
+    means.update(measure_style(rows, reference.rows))
     scored = sum(found["speaker_similarity"] is not None for found in rows)
     return SystemScores(name, kind, rows, {"samples": len(rows), "scored": scored, **means.values}, means.reasons)
 
@@ -90,10 +107,13 @@ class Scores:
     comparisons: list[dict[str, Any]] = field(default_factory=list)
     best: str | None = None
     best_reason: str = ""
+    terms: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, reference: Reference, systems: Sequence[SystemScores]) -> Scores:
-        """Compare every system with the base, where there is one, and choose the best checkpoint.
+    def of(
+        cls, reference: Reference, systems: Sequence[SystemScores], terms: Sequence[str] = (), language: str = "en"
+    ) -> Scores:
+        """Compare every system with the base, where there is one, choose the best checkpoint, and look for terms.
 
         Raises:
             CsmError: two systems have the same name.
@@ -102,7 +122,8 @@ class Scores:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise CsmError(f"Two systems are called {twice[0]}.", "Give each a name of its own.")
         best, reason = choose_best(systems)
-        return cls(reference.to_json(), list(systems), compare_with_base(systems), best, reason)
+        found = {system.name: _term_rows(system, terms, language) for system in systems} if terms else {}
+        return cls(reference.to_json(), list(systems), compare_with_base(systems), best, reason, found)
 
     def to_json(self) -> dict[str, Any]:
         """The document as plain JSON values, `schema_version` first."""
@@ -123,6 +144,7 @@ class Scores:
             )
         try:
             parts = {name: document[name] for name in ("reference", "comparisons", "best", "best_reason")}
+            parts["terms"] = document.get("terms", {})  # documents of the first form have none
             systems = [SystemScores(**system) for system in document["systems"]]
         except (KeyError, TypeError) as error:
             raise CsmError(f"The scores are incomplete ({error}).", "Run csm evaluate again.") from error
@@ -131,45 +153,33 @@ class Scores:
         return cls(systems=systems, **parts)
 
 
+def _term_rows(system: SystemScores, terms: Sequence[str], language: str) -> list[dict[str, Any]]:
+    """Each term's count, hits, hit rate and mishearings in what was heard of a system."""
+    pairs = [(row["text"], row["heard"]) for row in system.samples if row["text"] and row.get("heard") is not None]
+    return [
+        {
+            "term": s.term,
+            "said": s.said,
+            "heard": s.heard,
+            "hit_rate": s.hit_rate,
+            "instead": dict(s.instead.most_common()),
+        }
+        for s in score_terms(terms, pairs, language)
+    ]
+
+
 def compare_with_base(systems: Sequence[SystemScores]) -> list[dict[str, Any]]:
     """Every other system minus the first base, for each metric that pairs; nothing where there is no base."""
     base = next((system for system in systems if system.kind == "base"), None)
     if base is None:
         return []
     found = []
-    for system in systems:
+    for system in (system for system in systems if system.kind not in ("base", "codec")):
         for metric in METRICS:
-            if system is not base and has_pairs(base.samples, system.samples, metric):
+            if has_pairs(base.samples, system.samples, metric):
                 difference = paired_bootstrap(base.samples, system.samples, metric)
                 interval = list(difference.interval_95) if difference.interval_95 else None
                 found.append(
                     {"system": system.name, "against": base.name, **asdict(difference), "interval_95": interval}
                 )
     return found
-
-
-def choose_best(systems: Sequence[SystemScores]) -> tuple[str | None, str]:
-    """The checkpoint with the highest mean similarity, the earlier of equals, and a sentence that says why.
-
-    A sample without a similarity counts 0 here: what is empty or silent resembles nobody, and a checkpoint that
-    mostly fails must not win by its one good sample.
-    """
-    checkpoints = [system for system in systems if system.kind == "checkpoint"]
-    ranked = [(_mean_with_failures(system), system) for system in checkpoints if system.summary["scored"]]
-    if not ranked:
-        what = "has a sample that could be scored" if checkpoints else "was scored"
-        return None, f"There is no best: no checkpoint {what}."
-    value, best = max(ranked, key=lambda pair: pair[0])
-    how = f"the highest of {len(checkpoints)} checkpoints" if len(checkpoints) > 1 else "the only checkpoint"
-    reason = f"{best.name} has a mean speaker similarity of {value:.3f} ({how}"
-    if failed := best.summary["samples"] - best.summary["scored"]:
-        reason += f", {failed} of {best.summary['samples']} samples without one counted as 0"
-    base = next((system for system in systems if system.kind == "base" and system.summary["scored"]), None)
-    if base is None:
-        return best.name, reason + ")."
-    above = "above" if value > _mean_with_failures(base) else "not above"
-    return best.name, f"{reason}), {above} the base's {_mean_with_failures(base):.3f}."
-
-
-def _mean_with_failures(system: SystemScores) -> float:
-    return float(np.mean([row["speaker_similarity"] or 0.0 for row in system.samples]))

@@ -109,11 +109,11 @@ def _pieces(wave: np.ndarray) -> np.ndarray:
     """The wave's mel power in overlapping stretches `(pieces, PIECE, BANDS)`; the last is padded if 3/4 is there."""
     samples = PIECE * HOP
     starts = range(0, max(1, len(wave) - (3 * samples) // 4 + 1), STEP * HOP)
-    mel = _mel(np.pad(wave, (0, max(0, starts[-1] + samples - len(wave)))))
+    mel = mel_power(np.pad(wave, (0, max(0, starts[-1] + samples - len(wave)))))
     return np.stack([mel[start // HOP : start // HOP + PIECE] for start in starts])
 
 
-def _mel(wave: np.ndarray) -> np.ndarray:
+def mel_power(wave: np.ndarray) -> np.ndarray:
     """Power in mel bands `(frames, BANDS)` float32, frames centred on multiples of 10 ms."""
     padded = np.pad(wave, WINDOW // 2).astype(np.float64)
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP]

@@ -17,12 +17,12 @@ from scipy.signal import lfilter
 
 from csm.audio import resample
 from csm.errors import CsmError
-from evaluation import pauses, pitch, rate, speaker
+from evaluation import energy, health, pauses, pitch, rate, speaker
 from evaluation.measures import fault
 from evaluation.pauses import measure_pauses
 from evaluation.pitch import measure_pitch
 from evaluation.rate import measure_rate
-from evaluation.sample import PROSODY_KEYS, Sample, measure, pooled_voices, row
+from evaluation.sample import KEYS, PROSODY_KEYS, Sample, measure, pooled_voices, row
 from evaluation.speaker import embed, mean_embedding, similarity
 from evaluation.spelling import spell_numbers
 from evaluation.syllables import count_syllables
@@ -135,7 +135,8 @@ def test_a_clip_without_a_pause_has_no_median_and_says_so() -> None:
     found = measure_pauses(tone(150, 1.0), 24_000)
     assert found.values["pauses_per_minute"] == 0
     assert found.values["pause_median_seconds"] is None
-    assert found.reasons == {"pause_median_seconds": "The clip has no pause."}
+    lengths = ("pause_median_seconds", "pause_p90_seconds")
+    assert found.reasons == dict.fromkeys(lengths, "The clip has no pause.")
 
 
 def test_rate_counts_sounding_time_and_time_with_pauses() -> None:
@@ -238,7 +239,7 @@ def test_mel_bands_lie_where_slaney_put_them() -> None:
     """Below 1 kHz a band is (15 + 27 ln 8 / ln 6.4) / 41 mel of 66.7 Hz wide, above it grows by a constant factor."""
     width = (15 + 27 * np.log(8) / np.log(6.4)) / 41 * 200 / 3
     for hertz, band in ((500, round(500 / width) - 1), (1000, round(1000 / width) - 1)):
-        assert int(speaker._mel(tone(hertz, 0.5, speaker.RATE, 1))[10:-10].mean(axis=0).argmax()) == band
+        assert int(speaker.mel_power(tone(hertz, 0.5, speaker.RATE, 1))[10:-10].mean(axis=0).argmax()) == band
     areas = speaker._filters().sum(axis=1) * speaker.RATE / speaker.WINDOW
     assert areas[-10:] == pytest.approx(1, abs=0.02)  # equal areas; the lowest are narrower than the bins can show
 
@@ -387,4 +388,5 @@ def test_no_scorer_ever_gives_nan(samples: int, hz: int, level: float, seed: int
 
 
 def test_keys_are_those_of_the_scorers() -> None:
-    assert set(PROSODY_KEYS) == {*rate.KEYS, *pitch.KEYS, *pauses.KEYS}
+    assert set(PROSODY_KEYS) == {*rate.KEYS, *pitch.KEYS, *pauses.KEYS, *energy.KEYS}
+    assert set(KEYS) == {"duration_seconds", *PROSODY_KEYS, *health.KEYS}

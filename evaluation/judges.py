@@ -1,0 +1,74 @@
+"""Judges: whoever is asked about a sample besides its own sound: a recogniser, a predictor of opinions, other voices.
+
+All are optional. What no judge could be asked is absent with a sentence, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from evaluation import naturalness, words
+from evaluation.measures import Measures, fault
+from evaluation.naturalness import measure_naturalness
+from evaluation.sample import Sample
+from evaluation.speaker import mean_embedding, similarity
+from evaluation.words import Recogniser, measure_words
+
+KEYS = (*words.KEYS, *naturalness.KEYS)
+SAME_VOICE = 0.81
+"""Similarity of 3 s to a mean voice above which the two are called one (equal error rate under 2 % on real prompts)."""
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Who is asked.
+
+    Args:
+        recogniser: from a wave and its rate to the words heard; None where there is none.
+        language: of the texts, as BCP 47 writes it.
+        predicts_mos: whether opinions are predicted (evaluation/naturalness.py).
+        others: voices `(256,)` by name, that the samples should resemble less than the target.
+    """
+
+    recogniser: Recogniser | None = None
+    language: str = "en"
+    predicts_mos: bool = False
+    others: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def ask(self, sample: Sample) -> tuple[Measures, str | None]:
+        """The values under `KEYS`, and the words heard, None without a recogniser."""
+        heard = None
+        if self.recogniser is not None:
+            audible = fault(sample.wave, sample.rate) is None
+            heard = self.recogniser(sample.wave, sample.rate) if audible else ""
+        measures = measure_words(sample.text, heard, self.language)
+        if self.predicts_mos:
+            measures.update(measure_naturalness(sample.wave, sample.rate))
+        else:
+            measures.update(Measures.absent(naturalness.KEYS, "No opinions were predicted."))
+        return measures, heard
+
+    def compare(self, pieces: Sequence[np.ndarray], target: np.ndarray) -> Measures:
+        """Verification of a system's voice.
+
+        Args:
+            pieces: voices of pieces of 3 s and more, each `(256,)`.
+            target: the reference's mean voice.
+
+        Returns:
+            `same_voice_share`, the share of pieces above `SAME_VOICE`, and `nearest_other_similarity`, of their mean to the
+            nearest of `others`.
+        """
+        measures = Measures()
+        share = float(np.mean([similarity(piece, target) > SAME_VOICE for piece in pieces])) if pieces else None
+        measures.put("same_voice_share", share, "The samples make no piece of 3 s.")
+        nearest = None
+        if pieces and self.others:
+            voice = mean_embedding(pieces)
+            nearest = max(similarity(voice, other) for other in self.others.values())
+        reason = "No other voice was given." if not self.others else "The samples make no piece of 3 s."
+        measures.put("nearest_other_similarity", nearest, reason)
+        return measures
