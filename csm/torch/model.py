@@ -17,9 +17,6 @@ from torch.utils.checkpoint import checkpoint
 from csm.config import ModelConfig, Stack
 from csm.torch.kernels import feed_forward, rms_norm, rotate, swiglu
 
-FRAMES_CPU = 64  # frames that pass the depth decoder together: smaller temporaries, which the allocator hands out again
-
-
 LowRank = tuple[Tensor, Tensor]  # what heads read a second time (C, N, r), and the heads of that (C, r, V)
 
 
@@ -170,9 +167,7 @@ class DepthTransformer(Transformer):
 
     def forward(self, rows: Tensor) -> Tensor:
         """(N, K, W): the backbone's state, then the embedded codes 0..K-2 -> (N, K, D)."""
-        together = FRAMES_CPU if rows.device.type == "cpu" else max(1, len(rows))
-        stack = super().forward
-        return torch.cat([stack(self.inputs_embeds_projector(part)) for part in rows.split(together)])
+        return super().forward(self.inputs_embeds_projector(rows))
 
 
 class CodebookHeads(nn.Module):
