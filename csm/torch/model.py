@@ -58,14 +58,16 @@ class Linear(nn.Module):
 
 
 class Table(nn.Module):
-    """An embedding table `(entries, width)`."""
+    """An embedding table `(entries, width)`; with `sparse` set, its gradient has the rows that were read and no others."""
+
+    sparse = False
 
     def __init__(self, entries: int, width: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(entries, width))
 
     def forward(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.weight)
+        return F.embedding(ids, self.weight, sparse=self.sparse)
 
 
 class Norm(nn.Module):

@@ -18,14 +18,16 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from csm.adapter import plan_adapters
 from csm.data.batches import Batch
 from csm.errors import CsmError
 from csm.model_folder import read_json
 from csm.recipe import Recipe
+from csm.torch.adamw import AdamW, clip_gradients
 from csm.torch.checkpoint import save_tensors, write_adapter, write_checkpoint
+from csm.torch.device import keep_freed_memory
 from csm.torch.lora import attach, is_adapter_name
 from csm.torch.loss import backbone_states, loss, losses_each, read_codes
 from csm.torch.model import Csm
@@ -59,6 +61,7 @@ def parameter_groups(model: Csm, recipe: Recipe) -> list[dict[str, Any]]:
         key = (group, decays)
         groups.setdefault(key, dict(params=[], names=[], group=group, rate=rates[group]))
         groups[key]["weight_decay"] = recipe.weight_decay if decays else 0.0
+        groups[key]["by_row"] = group == "embeddings" and recipe.method == "full"
         groups[key]["params"].append(parameter)
         groups[key]["names"].append(name)
     return list(groups.values())
@@ -87,7 +90,11 @@ class TorchTrainer:
             )
         model.checkpoint_layers(recipe.gradient_ckpt)
         groups = parameter_groups(model, recipe)
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=BETAS, eps=EPSILON, fused=True)
+        if model.audio_table.device.type == "cpu":
+            keep_freed_memory()
+        for table in (model.embed_text_tokens, model.depth_decoder.model.embed_tokens):
+            table.sparse = recipe.method == "full" and table.weight.device.type in ("cpu", "cuda")
+        self.optimizer = AdamW(groups, lr=recipe.learning_rate, betas=BETAS, eps=EPSILON, fused=True)
         self.keeps_states = {group["group"] for group in groups} == {"decoder"} and recipe.context_turns == 0
         self._states: dict[bytes, Tensor] = {}
         self._states_bytes = 0
@@ -180,8 +187,7 @@ class TorchTrainer:
 
     def _clip(self) -> float:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        limit = self.recipe.max_grad_norm or float("inf")
-        return float(nn.utils.clip_grad_norm_(parameters, limit))
+        return clip_gradients(parameters, self.recipe.max_grad_norm)
 
     def save(self, folder: Path) -> None:
         """Write momenta, step counts and torch's random state into `folder`."""
@@ -212,8 +218,10 @@ class TorchTrainer:
         for group in self.optimizer.param_groups:
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 found = {key.split("/")[0]: value for key, value in tensors.items() if key.endswith(f"/{name}")}
+                if group["by_row"] and "exp_avg" in found and "rows" not in found:
+                    found["rows"] = torch.arange(len(parameter))
                 shapes = {key: value.shape for key, value in found.items()}
-                if shapes != {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
+                if shapes != state_shapes(parameter, found.get("rows") if group["by_row"] else None):
                     raise _damaged(folder, f"it holds no momenta that fit {name}")
                 self.optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in found.items()}
         try:
@@ -244,6 +252,13 @@ class TorchTrainer:
             write_adapter(self.model, self.plan, unchanged, out)
         else:
             write_checkpoint(self.model, self.trained_names, unchanged, out)
+
+
+def state_shapes(parameter: Tensor, rows: Tensor | None) -> dict[str, torch.Size]:
+    """What AdamW's state has for a parameter, or for those `rows` of it."""
+    shape = parameter.shape if rows is None else torch.Size([len(rows), *parameter.shape[1:]])
+    own = {} if rows is None else {"rows": torch.Size([len(rows)])}
+    return {"step": torch.Size(), "exp_avg": shape, "exp_avg_sq": shape} | own
 
 
 def _damaged(folder: Path, why: str) -> CsmError:
