@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-ROWS_AT_ONCE = 8192
+ROWS_AT_ONCE = 1024
 
 
 class AdamW(torch.optim.AdamW):
