@@ -42,7 +42,7 @@ class OurPeer:
 
     def prepare(self, work: str) -> None:
         if work == "generate":
-            self.generator.capacity
+            assert self.generator.capacity
             return
         self.prepared = self.trainer(work)
         read_weights(self.prepared.model)  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ as large as the words of the data.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +47,8 @@ class AdamW(torch.optim.AdamW):
         for key in ("exp_avg", "exp_avg_sq"):
             state[key] = table.new_zeros(len(every), table.shape[1]).index_copy_(0, at, state[key])
 
-    def _update_rows(self, table: Tensor, rows: Tensor, slopes: Tensor, group: dict[str, object]) -> None:
-        state, (beta1, beta2) = self.state[table], group["betas"]  # type: ignore[misc]
+    def _update_rows(self, table: Tensor, rows: Tensor, slopes: Tensor, group: dict[str, Any]) -> None:
+        state, (beta1, beta2) = self.state[table], group["betas"]
         at = torch.searchsorted(state["rows"], rows)
         for start in range(0, len(state["rows"]), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)

@@ -75,7 +75,9 @@ class _DepthLoss(torch.autograd.Function):
         *learned: Tensor,
     ) -> Tensor:
         wanted = ctx.needs_input_grad[3:6]
-        made: Gradients = [torch.zeros_like(x) if w else None for x, w in zip((states, table, heads), wanted, strict=True)]
+        made: Gradients = [
+            torch.zeros_like(x) if w else None for x, w in zip((states, table, heads), wanted, strict=True)
+        ]
         sums: Gradients = [None] * len(learned)
         total = states.new_zeros((), dtype=torch.float32)
         for part in pieces(states):

@@ -68,7 +68,6 @@ def _device(name: str) -> tuple[torch.device, str]:
 
 def keep_freed_memory() -> None:
     """Have glibc keep what a training step frees: the first touch of memory fresh from the system is a fault each page."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: and the heap does not shrink

@@ -128,8 +128,7 @@ def cross_entropy_slopes(
     grad_low: Tensor | None = None,
     grad_tail: Tensor | None = None,
 ) -> Tensor:
-    """`cross_entropy_sum`, with its gradients for rows and low written into what is given, those for heads and tail added.
-    """
+    """`cross_entropy_sum`, with its gradients for rows and low written into what is given, those for heads and tail added."""
     total = rows.new_zeros((), dtype=torch.float32)
     for which, part in _pieces(rows):
         read, head, picked = rows[which, part], heads[which], targets[which, part, None]
