@@ -19,7 +19,9 @@ def gradient(step: int) -> Tensor:
     draw = torch.Generator().manual_seed(step)
     rows = torch.randint(0, ENTRIES // 2, (5,), generator=draw) * 2
     rows = torch.cat([rows, rows[:1]])
-    return torch.sparse_coo_tensor(rows[None], torch.randn(6, WIDTH, generator=draw), (ENTRIES, WIDTH))
+    return torch.sparse_coo_tensor(
+        rows[None], torch.randn(6, WIDTH, generator=draw), (ENTRIES, WIDTH), check_invariants=True
+    )
 
 
 def by_row(table: Tensor) -> AdamW:

@@ -105,7 +105,9 @@ class _CrossEntropy(torch.autograd.Function):
         ctx: Any, rows: Tensor, heads: Tensor, targets: Tensor, low: Tensor | None = None, tail: Tensor | None = None
     ) -> Tensor:
         ctx.grads = [
-            x.new_zeros(x.shape) if wanted and x is not None else None  # row-major: bf16 has a fast product for no other
+            x.new_zeros(x.shape)
+            if wanted and x is not None
+            else None  # row-major: bf16 has a fast product for no other
             for x, wanted in zip((rows, heads, None, low, tail), ctx.needs_input_grad, strict=True)
         ]
         added = None if low is None or tail is None else (low, tail)
