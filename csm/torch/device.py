@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -64,10 +62,3 @@ def _device(name: str) -> tuple[torch.device, str]:
     if device.type == "mps" and not has_mps:
         raise CsmError("device mps is not there.", "--device cpu works everywhere.")
     return device, "asked for"
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep what a training step frees: the first touch of memory fresh from the system is a fault each page."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: and the heap does not shrink

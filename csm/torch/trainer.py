@@ -27,7 +27,7 @@ from csm.model_folder import read_json
 from csm.recipe import Recipe
 from csm.torch.adamw import AdamW, clip_gradients
 from csm.torch.checkpoint import save_tensors, write_adapter, write_checkpoint
-from csm.torch.device import keep_freed_memory
+from csm.torch.heap import keep_freed_memory
 from csm.torch.lora import attach, is_adapter_name
 from csm.torch.loss import backbone_states, loss, losses_each, read_codes
 from csm.torch.model import Csm
