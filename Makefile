@@ -55,7 +55,7 @@ types: $(DEV)
 check: lint types
 
 bench: $(DEV)
-	$(BIN)/python -m benchmarks.peers generate train-full --interleave transformers,python:benchmarks.ours:load
+	$(BIN)/python -m benchmarks.table
 
 voice: $(DEV)
 	$(BIN)/python examples/make_voice.py

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from benchmarks.work import LEARNING_RATE, WEIGHT_DECAY, Arrays
+from benchmarks.work import LEARNING_RATE, WEIGHT_DECAY, Arrays, read_weights
 from csm.backend import Backend, FrameGenerator, Sampling, Trainer, choose_backend
 from csm.data.batches import Batch
 from csm.frames import text_rows
@@ -15,7 +15,9 @@ from csm.model_folder import ModelFolder, open_folder
 from csm.recipe import Recipe
 
 RECIPE = Recipe(learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, max_grad_norm=0.0, embeddings_rate=1.0)
+VOICE = replace(RECIPE, freeze_backbone=True, freeze_embeddings=True)
 ADAPTER = replace(RECIPE, method="lora", lora_targets=("attn",))
+RECIPES = {"train-full": RECIPE, "train-lora": ADAPTER, "train-voice": VOICE}
 
 
 def load(folder: str, dtype: str, threads: int) -> OurPeer:
@@ -34,17 +36,19 @@ class OurPeer:
     def generator(self) -> FrameGenerator:
         return self.backend.frame_generator(self.folder)
 
-    @cached_property
-    def trainer(self) -> Trainer:
-        return self.backend.trainer(self.folder, RECIPE)
+    def trainer(self, work: str) -> Trainer:
+        adapter = self.folder.path / "lora" if work == "train-lora" else None
+        return self.backend.trainer(self.folder, RECIPES[work], adapter)
 
-    @cached_property
-    def adapter_trainer(self) -> Trainer:
-        return self.backend.trainer(self.folder, ADAPTER, self.folder.path / "lora")
+    def prepare(self, work: str) -> None:
+        if work == "generate":
+            assert self.generator.capacity
+            return
+        self.prepared = self.trainer(work)
+        read_weights(self.prepared.model)  # type: ignore[attr-defined]
 
-    def train_step(self, batch: Arrays, lora: bool, decoder_fraction: float) -> float:
-        trainer = self.adapter_trainer if lora else self.trainer
-        return trainer.step([batch_of(batch)], LEARNING_RATE)["loss"]
+    def train_step(self, batch: Arrays, work: str, decoder_fraction: float) -> float:
+        return self.prepared.step([batch_of(batch)], LEARNING_RATE)["loss"]
 
     def generate(self, text_ids: np.ndarray, frames: int) -> np.ndarray:
         """One prompt after the other: csm speaks for one listener."""

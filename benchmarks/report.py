@@ -14,7 +14,7 @@ from benchmarks.work import Job
 
 FRAME_SECONDS = 0.08
 LOSS_TOLERANCE = 1e-5
-RATIOS = ("seconds", "cpu_seconds", "first_frame_seconds", "peak_rss_mb")
+RATIOS = ("seconds", "cpu_seconds", "first_frame_seconds", "peak_rss_mb", "grown_rss_mb")
 
 Rounds = list[dict[str, Any]]
 
@@ -31,6 +31,7 @@ def measurement(job: Job, rounds: Rounds) -> dict[str, Any]:
     record |= {"seconds_min": min(each("seconds")), "seconds_max": max(each("seconds"))}
     record |= {"cpu_seconds": median(each("cpu_seconds"))}
     record |= {"loaded_rss_mb": rounds[0]["loaded_rss_mb"], "peak_rss_mb": max(each("peak_rss_mb"))}
+    record |= {"grown_rss_mb": max(each("grown_rss_mb"))}
     if job.work != "generate":
         return record | {"decoder_fraction": job.decoder_fraction, "loss": rounds[0]["loss"]}
     first = median(each("first_frame_seconds"))

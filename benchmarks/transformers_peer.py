@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import CsmForConditionalGeneration, logging
 
-from benchmarks.work import LEARNING_RATE, WEIGHT_DECAY, Arrays
+from benchmarks.work import LEARNING_RATE, WEIGHT_DECAY, Arrays, read_weights
 
 IGNORED = -100
 
@@ -33,13 +33,18 @@ class TransformersPeer:
         self.trained: nn.Module = model
         self.optimizer: torch.optim.AdamW | None = None
 
-    def train_step(self, batch: Arrays, lora: bool, decoder_fraction: float) -> float:
-        optimizer = self.optimizer or self._prepare(lora)
+    def prepare(self, work: str) -> None:
+        if work != "generate":
+            self.optimizer = self._optimizer(work)
+        read_weights(self.model)
+
+    def train_step(self, batch: Arrays, work: str, decoder_fraction: float) -> float:
+        assert self.optimizer
         rows, labels = self._rows({name: torch.from_numpy(array) for name, array in batch.items()})
         loss = self.trained(inputs_embeds=rows, labels=labels, use_cache=False).loss
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         return loss.item()
 
     def generate(self, text_ids: np.ndarray, frames: int) -> np.ndarray:
@@ -53,8 +58,11 @@ class TransformersPeer:
         )
         return np.asarray(codes)
 
-    def _prepare(self, lora: bool) -> torch.optim.AdamW:
-        if lora:
+    def _optimizer(self, work: str) -> torch.optim.AdamW:
+        if work == "train-voice":
+            for name, weight in self.model.named_parameters():
+                weight.requires_grad_(name.startswith(("lm_head.", "depth_decoder.")) and ".embed_tokens." not in name)
+        if work == "train-lora":
             from peft import PeftModel
 
             self.trained = PeftModel.from_pretrained(self.model, self.folder / "lora", is_trainable=True)
@@ -66,8 +74,7 @@ class TransformersPeer:
         decays = [
             {"params": weights, "weight_decay": WEIGHT_DECAY * decay} for decay, weights in groups.items() if weights
         ]
-        self.optimizer = torch.optim.AdamW(decays, lr=LEARNING_RATE, fused=True)
-        return self.optimizer
+        return torch.optim.AdamW(decays, lr=LEARNING_RATE, fused=True)
 
     def _rows(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Embedded rows (B, T + F, W) and labels (B, T + F, K), ignored on text and where the depth decoder skips.

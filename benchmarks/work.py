@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.shapes import SHAPES
 
-WORKS = ("generate", "train-full", "train-lora")
+WORKS = ("generate", "train-full", "train-lora", "train-voice")
 TEXT_TOKENS, TRAIN_FRAMES = 40, 125
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01
 
@@ -26,13 +26,17 @@ class Peer(Protocol):
     sentence.
     """
 
-    def train_step(self, batch: Arrays, lora: bool, decoder_fraction: float) -> float:
+    def prepare(self, work: str) -> None:
+        """Load what the work needs, and read every weight of the model once, so that mapped files count as memory."""
+        ...
+
+    def train_step(self, batch: Arrays, work: str, decoder_fraction: float) -> float:
         """One update on `batch` (see `training_batch`); the loss before it.
 
         loss = mean cross entropy of code 0 over all frames + mean over codes 1..K-1 of `depth_frames`. The update is
         AdamW's (rate 1e-4, betas 0.9 0.999, eps 1e-8, decay 0.01 but none on norms and embeddings) of all but the codec,
-        or with `lora` of the adapter in FOLDER/lora alone (r 8, alpha 16). `decoder_fraction` is the share of frames
-        that `depth_frames` marks.
+        for "train-lora" of the adapter in FOLDER/lora alone (r 8, alpha 16), for "train-voice" of the depth decoder and
+        all heads alone. `decoder_fraction` is the share of frames that `depth_frames` marks.
         """
         ...
 
@@ -82,11 +86,17 @@ def round_of_work(job: Job, peer: Peer) -> Callable[[], dict[str, Any]]:
         text_ids = prompt(job.config, job.batch)
         return lambda: _generation(peer, text_ids, job.frames)
     batch = training_batch(job.config, job.batch, job.decoder_fraction)
-    return lambda: _update(peer, batch, job.work == "train-lora", job.decoder_fraction)
+    return lambda: _update(peer, batch, job.work, job.decoder_fraction)
 
 
-def _update(peer: Peer, batch: Arrays, lora: bool, fraction: float) -> dict[str, Any]:
-    seconds, cpu, loss = _timed(lambda: float(peer.train_step(batch, lora, fraction)))
+def read_weights(model: Any) -> None:
+    """Read every parameter of a torch model once."""
+    for parameter in model.parameters():
+        parameter.detach().sum().item()
+
+
+def _update(peer: Peer, batch: Arrays, work: str, fraction: float) -> dict[str, Any]:
+    seconds, cpu, loss = _timed(lambda: float(peer.train_step(batch, work, fraction)))
     return {"seconds": seconds, "cpu_seconds": cpu, "loss": loss}
 
 

@@ -78,6 +78,7 @@ def serve(job: Job) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     peer = load_peer(job)
+    peer.prepare(job.work)
     loaded = {"loaded_rss_mb": memory_mb("VmRSS")}
     do_round = round_of_work(job, peer)
     try:
@@ -85,7 +86,9 @@ def serve(job: Job) -> None:
             do_round()
         print(json.dumps(loaded), file=answers)
         for _ in sys.stdin:
-            print(json.dumps(do_round() | {"peak_rss_mb": memory_mb("VmHWM")}), file=answers)
+            done, peak = do_round(), memory_mb("VmHWM")
+            grown = {"peak_rss_mb": peak, "grown_rss_mb": peak - loaded["loaded_rss_mb"]}
+            print(json.dumps(done | grown), file=answers)
     except NotImplementedError as missing:
         sys.exit(f"{job.impl}: {missing}")
 

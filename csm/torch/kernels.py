@@ -57,28 +57,29 @@ def _turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class _FeedForward(torch.autograd.Function):
-    """Keeps what goes into `down` and what comes out of gate and up; silu is computed again for the gradient."""
+    """Keeps what comes out of gate and up; what goes into `down` is computed again for the gradient."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
         gated, raised = rows @ gate.t(), rows @ up.t()
-        inner = F.silu(gated).mul_(raised)
-        ctx.save_for_backward(rows, gate, up, down, gated, raised, inner)
-        return inner @ down.t()
+        ctx.save_for_backward(rows, gate, up, down, gated, raised)
+        return F.silu(gated).mul_(raised) @ down.t()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, gate, up, down, gated, raised, inner = ctx.saved_tensors
+        rows, gate, up, down, gated, raised = ctx.saved_tensors
         wants_rows, wants_gate, wants_up, wants_down = ctx.needs_input_grad
+        bent = F.silu(gated)
+        grad_down = grad.t() @ (bent * raised) if wants_down else None
         grad_inner = grad @ down
-        grad_raised = F.silu(gated).mul_(grad_inner)
+        grad_raised = bent.mul_(grad_inner)
         grad_gated = grad_inner.mul_(raised)
         torch.ops.aten.silu_backward.grad_input(grad_gated, gated, grad_input=grad_gated)
         return (
             (grad_gated @ gate).addmm_(grad_raised, up) if wants_rows else None,
             grad_gated.t() @ rows if wants_gate else None,
             grad_raised.t() @ rows if wants_up else None,
-            grad.t() @ inner if wants_down else None,
+            grad_down,
         )
 
 
@@ -97,48 +98,61 @@ class _SwiGlu(torch.autograd.Function):
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Sum of cross entropies over several heads; gradients are made beside the loss, while the logits are at hand.
-
-    `low` and `tail`, where they are given, add `low @ tail` to the logits: an adapter's part, whose gradients are small.
-    """
+    """Sum of cross entropies over several heads; gradients are made beside the loss, while the logits are at hand."""
 
     @staticmethod
     def forward(
         ctx: Any, rows: Tensor, heads: Tensor, targets: Tensor, low: Tensor | None = None, tail: Tensor | None = None
     ) -> Tensor:
-        grad_rows, grad_heads, _, grad_low, grad_tail = (
-            torch.empty_like(x) if wanted and x is not None else None
+        ctx.grads = [
+            x.new_zeros(x.shape)
+            if wanted and x is not None
+            else None  # row-major: bf16 has a fast product for no other
             for x, wanted in zip((rows, heads, None, low, tail), ctx.needs_input_grad, strict=True)
-        )
-        total = rows.new_zeros((), dtype=torch.float32)
-        for which, part in _pieces(rows):
-            read, head, picked = rows[which, part], heads[which], targets[which, part, None]
-            scores = torch.bmm(read, head)
-            if low is not None and tail is not None:
-                scores.baddbmm_(low[which, part], tail[which])
-            scores = scores.float().log_softmax(-1)
-            total -= scores.gather(-1, picked).sum()
-            if not any(ctx.needs_input_grad):
-                continue
-            slope = scores.exp_()
-            slope.scatter_add_(-1, picked, slope.new_full((), -1.0).expand(picked.shape))
-            slope = slope.to(rows.dtype)
-            if grad_rows is not None:
-                torch.bmm(slope, head.transpose(1, 2), out=grad_rows[which, part])
-            if grad_heads is not None:
-                grad_heads[which].baddbmm_(read.transpose(1, 2), slope, beta=0 if part.start == 0 else 1)
-            if grad_low is not None and tail is not None:
-                torch.bmm(slope, tail[which].transpose(1, 2), out=grad_low[which, part])
-            if grad_tail is not None and low is not None:
-                read = low[which, part]
-                grad_tail[which].baddbmm_(read.transpose(1, 2), slope, beta=0 if part.start == 0 else 1)
-        ctx.grads = grad_rows, grad_heads, None, grad_low, grad_tail
-        return total
+        ]
+        added = None if low is None or tail is None else (low, tail)
+        return cross_entropy_slopes(rows, heads, targets, added, *ctx.grads[:2], *ctx.grads[3:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grads, ctx.grads = ctx.grads, None  # let go, so that autograd takes them over without a copy
         return tuple(None if made is None else made.mul_(grad) for made in grads)
+
+
+@torch.no_grad()
+def cross_entropy_slopes(
+    rows: Tensor,
+    heads: Tensor,
+    targets: Tensor,
+    added: tuple[Tensor, Tensor] | None,
+    grad_rows: Tensor | None = None,
+    grad_heads: Tensor | None = None,
+    grad_low: Tensor | None = None,
+    grad_tail: Tensor | None = None,
+) -> Tensor:
+    """`cross_entropy_sum`, with its gradients for rows and low written into what is given, those for heads and tail added."""
+    total = rows.new_zeros((), dtype=torch.float32)
+    for which, part in _pieces(rows):
+        read, head, picked = rows[which, part], heads[which], targets[which, part, None]
+        scores = torch.bmm(read, head)
+        if added:
+            scores.baddbmm_(added[0][which, part], added[1][which])
+        scores = scores.float().log_softmax(-1)
+        total -= scores.gather(-1, picked).sum()
+        if grad_rows is grad_heads is grad_low is grad_tail:  # none of them
+            continue
+        slope = scores.exp_()
+        slope.scatter_add_(-1, picked, slope.new_full((), -1.0).expand(picked.shape))
+        slope = slope.to(rows.dtype)
+        if grad_rows is not None:
+            torch.bmm(slope, head.transpose(1, 2), out=grad_rows[which, part])
+        if grad_heads is not None:
+            grad_heads[which].baddbmm_(read.transpose(1, 2), slope, beta=1)
+        if added and grad_low is not None:
+            torch.bmm(slope, added[1][which].transpose(1, 2), out=grad_low[which, part])
+        if added and grad_tail is not None:
+            grad_tail[which].baddbmm_(added[0][which, part].transpose(1, 2), slope, beta=1)
+    return total
 
 
 def _pieces(rows: Tensor) -> Iterator[tuple[slice, slice]]:

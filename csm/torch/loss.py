@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csm.data.batches import Batch
+from csm.torch.depth_loss import depth_loss, depth_losses_each
 from csm.torch.kernels import cross_entropy_each, cross_entropy_sum
 from csm.torch.model import Csm
 
@@ -48,35 +49,27 @@ def backbone_states(model: Csm, batch: Batch, codes: Codes, dtype: torch.dtype) 
     return hidden[_on(device, batch.audio_at[batch.targets] - 1)]
 
 
-def head_rows(model: Csm, batch: Batch, codes: Codes, states: Tensor) -> tuple[Tensor, Tensor]:
-    """What the depth decoder's heads read (K - 1, S, D), and their targets (K - 1, S)."""
-    chosen = _on(states.device, batch.depth)
-    at = codes.at[_on(states.device, batch.targets[batch.depth])]
-    embedded = F.embedding(at[:, :-1], codes.table).to(states.dtype)
-    out = model.depth_decoder.model(torch.cat([states[chosen][:, None], embedded], 1))
-    targets = codes.targets[_on(states.device, batch.targets[batch.depth])]
-    return out[:, 1:].transpose(0, 1).contiguous(), targets[:, 1:].t().contiguous()
-
-
 def loss(model: Csm, batch: Batch, codes: Codes, states: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of cross entropies, (semantic, acoustic), each a scalar with a gradient."""
-    dtype, heads = states.dtype, model.depth_decoder.codebooks_head
     first = codes.targets[_on(states.device, batch.targets)][:, 0]
     added = model.lm_head.low_rank(states[None])
-    semantic = cross_entropy_sum(states[None], model.lm_head.heads(dtype), first[None], added)
-    rows, targets = head_rows(model, batch, codes, states)
-    return semantic, cross_entropy_sum(rows, heads.heads(dtype), targets, heads.low_rank(rows))
+    semantic = cross_entropy_sum(states[None], model.lm_head.heads(states.dtype), first[None], added)
+    return semantic, depth_loss(model.depth_decoder, *_depth_frames(batch, codes, states))
 
 
 @torch.no_grad()
 def losses_each(model: Csm, batch: Batch, codes: Codes, states: Tensor) -> tuple[Tensor, Tensor]:
     """Cross entropies one by one: of codebook 0 (N,), of the others (S, K - 1)."""
     first = codes.targets[_on(states.device, batch.targets)][:, 0]
-    dtype, heads = states.dtype, model.depth_decoder.codebooks_head
     added = model.lm_head.low_rank(states[None])
-    semantic = cross_entropy_each(states[None], model.lm_head.heads(dtype), first[None], added)
-    rows, targets = head_rows(model, batch, codes, states)
-    return semantic[0], cross_entropy_each(rows, heads.heads(dtype), targets, heads.low_rank(rows)).t()
+    semantic = cross_entropy_each(states[None], model.lm_head.heads(states.dtype), first[None], added)
+    return semantic[0], depth_losses_each(model.depth_decoder, *_depth_frames(batch, codes, states))
+
+
+def _depth_frames(batch: Batch, codes: Codes, states: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `depth_loss` needs of the frames that train the depth decoder: states, table, which rows of it, targets."""
+    frames = _on(states.device, batch.targets[batch.depth])
+    return states[_on(states.device, batch.depth)], codes.table, codes.at[frames], codes.targets[frames]
 
 
 def _on(device: torch.device, array: np.ndarray) -> Tensor:

@@ -17,9 +17,6 @@ from torch.utils.checkpoint import checkpoint
 from csm.config import ModelConfig, Stack
 from csm.torch.kernels import feed_forward, rms_norm, rotate, swiglu
 
-FRAMES_CPU = 64  # frames that pass the depth decoder together: smaller temporaries, which the allocator hands out again
-
-
 LowRank = tuple[Tensor, Tensor]  # what heads read a second time (C, N, r), and the heads of that (C, r, V)
 
 
@@ -61,14 +58,16 @@ class Linear(nn.Module):
 
 
 class Table(nn.Module):
-    """An embedding table `(entries, width)`."""
+    """An embedding table `(entries, width)`; with `sparse` set, its gradient has the rows that were read and no others."""
+
+    sparse = False
 
     def __init__(self, entries: int, width: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(entries, width))
 
     def forward(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.weight)
+        return F.embedding(ids, self.weight, sparse=self.sparse)
 
 
 class Norm(nn.Module):
@@ -170,9 +169,7 @@ class DepthTransformer(Transformer):
 
     def forward(self, rows: Tensor) -> Tensor:
         """(N, K, W): the backbone's state, then the embedded codes 0..K-2 -> (N, K, D)."""
-        together = FRAMES_CPU if rows.device.type == "cpu" else max(1, len(rows))
-        stack = super().forward
-        return torch.cat([stack(self.inputs_embeds_projector(part)) for part in rows.split(together)])
+        return super().forward(self.inputs_embeds_projector(rows))
 
 
 class CodebookHeads(nn.Module):

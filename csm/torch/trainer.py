@@ -18,14 +18,16 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from csm.adapters.plan import plan_adapters
 from csm.data.batches import Batch, some_examples
 from csm.errors import CsmError
 from csm.json_file import read_json
 from csm.recipe import Recipe
+from csm.torch.adamw import AdamW, clip_gradients
 from csm.torch.checkpoint import save_tensors, write_adapter, write_checkpoint
+from csm.torch.heap import keep_freed_memory
 from csm.torch.lora import attach, is_adapter_name
 from csm.torch.loss import backbone_states, loss, losses_each, read_codes
 from csm.torch.model import Csm
@@ -60,6 +62,7 @@ def parameter_groups(model: Csm, recipe: Recipe) -> list[dict[str, Any]]:
         key = (group, decays)
         groups.setdefault(key, dict(params=[], names=[], group=group, rate=rates[group]))
         groups[key]["weight_decay"] = recipe.weight_decay if decays else 0.0
+        groups[key]["by_row"] = group == "embeddings" and (recipe.method, recipe.optimizer) == ("full", "adamw")
         groups[key]["params"].append(parameter)
         groups[key]["names"].append(name)
     return list(groups.values())
@@ -69,7 +72,7 @@ def make_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.
     """AdamW with decoupled decay (Loshchilov & Hutter, 2019); Adam and plain SGD with decay in the gradient."""
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.learning_rate)
-    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    kind = AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=recipe.learning_rate, betas=BETAS, eps=EPSILON, fused=True)
 
 
@@ -96,6 +99,11 @@ class TorchTrainer:
             )
         model.checkpoint_layers(recipe.gradient_ckpt)
         groups = parameter_groups(model, recipe)
+        if model.audio_table.device.type == "cpu":
+            keep_freed_memory()
+        by_row = any(group["by_row"] for group in groups)
+        for table in (model.embed_text_tokens, model.depth_decoder.model.embed_tokens):
+            table.sparse = by_row and table.weight.device.type in ("cpu", "cuda")
         self.optimizer = make_optimizer(groups, recipe)
         self.keeps_states = {group["group"] for group in groups} == {"decoder"} and recipe.context_turns == 0
         self._states: dict[bytes, Tensor] = {}
@@ -217,8 +225,7 @@ class TorchTrainer:
 
     def _clip(self) -> float:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        limit = self.recipe.max_grad_norm or float("inf")
-        return float(nn.utils.clip_grad_norm_(parameters, limit))
+        return clip_gradients(parameters, self.recipe.max_grad_norm)
 
     def save(self, folder: Path) -> None:
         """Write momenta, step counts and torch's random state into `folder`."""
@@ -233,11 +240,13 @@ class TorchTrainer:
         save_tensors(tensors, folder / "optimizer.safetensors")
         (folder / "backend.json").write_text(json.dumps({"backend": "torch", "torch": torch.__version__}))
 
-    def _momenta_of(self, parameter: Tensor) -> dict[str, torch.Size]:
-        """What the optimiser keeps of a parameter, with its shapes."""
+    def _momenta_of(self, parameter: Tensor, rows: Tensor | None) -> dict[str, torch.Size]:
+        """What the optimiser keeps of a parameter, or of those `rows` of it, with its shapes."""
         if self.recipe.optimizer == "sgd":
             return {}
-        return {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+        shape = parameter.shape if rows is None else torch.Size([len(rows), *parameter.shape[1:]])
+        own = {} if rows is None else {"rows": torch.Size([len(rows)])}
+        return {"step": torch.Size(), "exp_avg": shape, "exp_avg_sq": shape} | own
 
     def load(self, folder: Path) -> None:
         """Take up what `save` wrote.
@@ -255,8 +264,10 @@ class TorchTrainer:
         for group in self.optimizer.param_groups:
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 found = {key.split("/")[0]: value for key, value in tensors.items() if key.endswith(f"/{name}")}
+                if group["by_row"] and "exp_avg" in found and "rows" not in found:
+                    found["rows"] = torch.arange(len(parameter))
                 shapes = {key: value.shape for key, value in found.items()}
-                if shapes != self._momenta_of(parameter):
+                if shapes != self._momenta_of(parameter, found.get("rows") if group["by_row"] else None):
                     raise _damaged(folder, f"it holds no momenta that fit {name}")
                 self.optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in found.items()}
         try:
