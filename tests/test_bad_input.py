@@ -26,6 +26,7 @@ from safetensors.numpy import load_file, save_file
 
 from csm.cli.finetune import main as finetune_main
 from csm.cli.main import main as csm_main
+from csm.data.shards import ENTRY
 
 ROOT = Path(__file__).parents[1]
 VOICE = ROOT / "examples" / "voice"
@@ -445,12 +446,19 @@ def test_pickles_never_run(bomb: bytes, model: Path, data: Path, speak: Any, tra
 def test_a_pickle_in_the_cache_is_an_absent_entry(data: Path, train: Any, here: Path) -> None:
     """With a right checksum, too: the codes are made again."""
     works(train("--cache-dir", "cache"))
-    entries = list((here / "cache").rglob("*.npy"))
+    (codes,) = (here / "cache").glob("*.codes")
+    (index,) = (here / "cache").glob("*.entries")
+    body = io.BytesIO()
+    np.save(body, np.array([_Bomb(here / "pwned")], dtype=object), allow_pickle=True)
+    entries = np.fromfile(index, ENTRY)
     assert len(entries) == 4
-    for entry in entries:
-        body = io.BytesIO()
-        np.save(body, np.array([_Bomb(here / "pwned")], dtype=object), allow_pickle=True)
-        entry.write_bytes(body.getvalue() + zlib.crc32(body.getvalue()).to_bytes(4, "little"))
+    size = entries[0]["frames"].item() * entries[0]["codebooks"].item() * 2
+    data = body.getvalue()[:size].ljust(size, b"\0")
+    entries[0]["check"] = zlib.crc32(data)
+    entries[0]["entry_check"] = zlib.crc32(entries[0].tobytes()[:-4])
+    codes.write_bytes(codes.read_bytes()[: entries[0]["at"]] + data + codes.read_bytes()[entries[0]["at"] + size :])
+    entries[1:]["kind"] = 9
+    index.write_bytes(entries.tobytes())
     works(train("--cache-dir", "cache", out="again"))
     assert not (here / "pwned").exists()
     assert Path("again/recipe.json").read_bytes() == Path("run/recipe.json").read_bytes()
