@@ -217,7 +217,9 @@ def resolve(preset: str, base: Recipe, layers: list[tuple[str, Mapping[str, Any]
                 continue
             if key not in values:
                 raise CsmError(f"{source}: unknown key {key!r}.", nearest(key, Recipe.keys()))
-            if key == "batch_size" and value == "auto":
+            if key == "batch_size" and value in (0, "auto"):
+                if value == 0:
+                    raise CsmError(f"batch_size is 0 ({source}); it goes from 1 to 4096, or is auto.")
                 value = 0
             values[key], sources[key] = _coerce(values[key], value), source
     try:

@@ -26,6 +26,7 @@ from safetensors.numpy import load_file, save_file
 
 from csm.cli.finetune import main as finetune_main
 from csm.cli.main import main as csm_main
+from csm.data.shards import ENTRY
 
 ROOT = Path(__file__).parents[1]
 VOICE = ROOT / "examples" / "voice"
@@ -443,14 +444,20 @@ def test_pickles_never_run(bomb: bytes, model: Path, data: Path, speak: Any, tra
 
 
 def test_a_pickle_in_the_cache_is_an_absent_entry(data: Path, train: Any, here: Path) -> None:
-    """With a right checksum, too: the codes are made again."""
+    """With right checksums, too: the codes are made again."""
     works(train("--cache-dir", "cache"))
-    entries = list((here / "cache").rglob("*.npy"))
+    (codes,) = (here / "cache").glob("*.codes")
+    (index,) = (here / "cache").glob("*.entries")
+    body = io.BytesIO()
+    np.save(body, np.array([_Bomb(here / "pwned")], dtype=object), allow_pickle=True)
+    entries = np.fromfile(index, ENTRY)
     assert len(entries) == 4
+    codes.write_bytes(body.getvalue().ljust(codes.stat().st_size, b"\0"))
     for entry in entries:
-        body = io.BytesIO()
-        np.save(body, np.array([_Bomb(here / "pwned")], dtype=object), allow_pickle=True)
-        entry.write_bytes(body.getvalue() + zlib.crc32(body.getvalue()).to_bytes(4, "little"))
+        size = entry["frames"].item() * entry["codebooks"].item() * 2
+        entry["kind"], entry["check"] = 9, zlib.crc32(codes.read_bytes()[entry["at"] : entry["at"] + size])
+        entry["entry_check"] = zlib.crc32(entry.tobytes()[:-4])
+    index.write_bytes(entries.tobytes())
     works(train("--cache-dir", "cache", out="again"))
     assert not (here / "pwned").exists()
     assert Path("again/recipe.json").read_bytes() == Path("run/recipe.json").read_bytes()

@@ -51,7 +51,7 @@ from csm.weights import parameter_shapes
 
 UNCHANGED = "unchanged"
 RUN_SCHEMA = 1
-AUTO = (("batch_size", 0), ("batch_size", "auto"))
+AUTO = ("batch_size", "auto")
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class CSMFineTuner:
     def train(
         self,
         train_dataset: Sequence[Segment | Conversation] | Tokenised,
-        batch_size: int | None = None,
+        batch_size: int | str | None = None,
         epochs: int | None = None,
         *,
         validation_dataset: Sequence[Segment | Conversation] | Tokenised | None = None,
@@ -185,7 +185,7 @@ class CSMFineTuner:
 
         Args:
             train_dataset: Segments, Conversations, or what `tokenise` made of files.
-            batch_size: examples in a micro-batch; None keeps the recipe's, 0 finds what fits.
+            batch_size: examples in a micro-batch; None keeps the recipe's, "auto" finds what fits.
             epochs: None keeps the recipe's, or what follows from the minutes of the data where only the preset speaks.
             validation_dataset: what to validate on, in place of a share of `train_dataset`: the recipe's val_split is 0.
             resume: insist on going on with a run that is there.
@@ -363,7 +363,7 @@ class CSMFineTuner:
             return
         asked = self.resolved.recipe
         stated: list[tuple[str, Mapping[str, Any]]] = [
-            (source, {key: value for key, value in layer.items() if (key, value) not in AUTO})
+            (source, {key: value for key, value in layer.items() if (key, value) != AUTO})
             for source, layer in self.layers
         ]
         update = resolve(self.preset, PRESETS[self.preset], stated).recipe.batch_size * asked.accumulate
