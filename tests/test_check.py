@@ -136,8 +136,9 @@ def test_odd_and_broken_sounds_make_no_traceback_and_are_named_once(make_clips: 
     half = (data / "audio" / "003.wav").read_bytes()
     (data / "audio" / "003.wav").write_bytes(half[: len(half) // 2])
     told = found(data, *CHEAP, "--model-path", toy_folder, expect=1)
-    named = sorted(Path(clip).stem for error in told["errors"] for clip in error["clips"])
-    assert named == sorted([*broken, "003"])
+    for name in (*broken, "003"):
+        assert sum(f"{name}.wav" in error["message"] for error in told["errors"]) == 1, name
+    assert len(told["errors"]) == len(broken) + 1
     assert not {Path(c).stem for w in told["warnings"] if w["kind"] == "clipped" for c in w["clips"]}
 
 
@@ -177,7 +178,7 @@ def test_the_projected_updates_are_the_runs(
     planned, _ = stand_in_tuner.plan(stand_in)
     assert stand_in_tuner.resolved.recipe == codec_tuner.resolved.recipe
     for number in range(real.updates):
-        assert real.indices(0, number) == planned.indices(0, number)
+        assert [i.tolist() for i in real.indices(0, number)] == [i.tolist() for i in planned.indices(0, number)]
         wide = widened(planned, number, (codec.codebooks, codec.codebook_size))
         for a, b in zip(real.update(0, number), wide, strict=True):
             assert (a.shape, a.text_ids.tolist(), a.codes.shape) == (b.shape, b.text_ids.tolist(), b.codes.shape)

@@ -157,7 +157,7 @@ def test_make_demo_installs_the_package_alone(tmp_path: Path, goal: str, extras:
     (tmp_path / "pyproject.toml").write_text("")
     shown = subprocess.run(["make", "-n", goal], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert "pip install --quiet -e .\n" in shown
-    assert ("[dev,teacher]" in shown) == extras
+    assert ("[dev,teacher,align,asr,denoise]" in shown) == extras
 
 
 def test_ci_is_told_apart() -> None:

@@ -284,7 +284,9 @@ def test_validation_goes_in_batches_of_its_own_size(go: Run, folder: Path, monke
 
     sizes: list[int] = []
     real = finetuner.validation_batches
-    monkeypatch.setattr(finetuner, "validation_batches", lambda held, size: sizes.append(size) or real(held, size))
+    monkeypatch.setattr(
+        finetuner, "validation_batches", lambda held, size, most: sizes.append(size) or real(held, size, most)
+    )
     held = ["--val-data-path", folder / "held.json"]
     go("full", *held)
     go("full", *held, "--val-batch-size", 2)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from csm.training.finetuner import CSMFineTuner
     from csm.training.projection import Projection
 
-PRESETS = ("voice-adapt", "style-tune", "domain", "conversation")
+PRESETS = ("voice-adapt", "style-tune", "domain", "conversation", "full", "lora", "finetune-lora")
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ class ListCommand(click.Command):
         known = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
         alone = len(options) == len(self.params)  # else a word may be an argument
         many = {flag for option in options if option.multiple for flag in option.opts} if alone else set()
-        return super().parse_args(ctx, _repeated([_dashed(word, known) for word in args], many))
+        valued = {flag for option in options if not (option.is_flag or option.count) for flag in option.opts}
+        return super().parse_args(ctx, _repeated([_dashed(word, known) for word in args], many, valued))
 
 
 def listed(*names: str, known: Sequence[str] = (), metavar: str = "NAMES", help: str) -> Callable[[Any], Any]:
@@ -68,18 +69,24 @@ def _dashed(word: str, known: set[str]) -> str:
     return f"{dashed}{equals}{value}" if flag.startswith("--") and flag not in known and dashed in known else word
 
 
-def _repeated(args: list[str], flags: set[str]) -> list[str]:
-    """`--flag a b` as `--flag a --flag b`, for the flags that may be repeated."""
+def _repeated(args: list[str], many: set[str], valued: set[str]) -> list[str]:
+    """`--flag a b` as `--flag a --flag b`, for the flags that may be repeated.
+
+    The word after a flag that takes a value is its value, whatever it looks like.
+    """
     out: list[str] = []
-    flag, values = "", 0
-    for place, word in enumerate(args):
+    flag, place = "", 0
+    while place < len(args):
+        word = args[place]
         if word == "--":
             return out + args[place:]
-        if word.startswith("-"):
-            name, equals, _ = word.partition("=")
-            flag, values = (name, len(equals)) if name in flags else ("", 0)
-        elif flag:
-            out += [flag] if values else []
-            values += 1
-        out.append(word)
+        name, equals, _ = word.partition("=")
+        if word.startswith("-") and word != "-":
+            flag = name if name in many else ""
+            words = 2 if name in valued and not equals else 1
+            out += args[place : place + words]
+            place += words
+        else:
+            out += [flag, word] if flag else [word]
+            place += 1
     return out

@@ -117,7 +117,7 @@ class CSMLoRATrainer(CSMFineTuner):
     def train(
         self,
         train_dataset: Any,
-        batch_size: int | None = None,
+        batch_size: int | str | None = None,
         epochs: int | None = None,
         *,
         val_every: int | None = None,
