@@ -123,7 +123,8 @@ class Scores:
             raise CsmError(f"Two systems are called {twice[0]}.", "Give each a name of its own.")
         best, reason = choose_best(systems)
         found = {system.name: _term_rows(system, terms, language) for system in systems} if terms else {}
-        return cls(reference.to_json(), list(systems), compare_with_base(systems), best, reason, found)
+        ordered = sorted(systems, key=lambda system: system.kind == "codec")  # what nobody spoke comes last
+        return cls(reference.to_json(), ordered, compare_with_base(systems), best, reason, found)
 
     def to_json(self) -> dict[str, Any]:
         """The document as plain JSON values, `schema_version` first."""

@@ -420,7 +420,7 @@ def test_evaluate_a_run(trained: Path, reference: Path, tmp_path: Path) -> None:
     words = ["--reference", reference, "--texts", texts, "--samples-per-text", 2, "--seed", 3, "--threads", 1]
     document = json.loads(csm("evaluate", trained, *words, "--json", "-").stdout)
     systems = {system["name"]: system for system in document["systems"]}
-    assert list(systems) == ["codec", "base", "step-000001", "step-000002"]
+    assert list(systems) == ["base", "step-000001", "step-000002", "codec"]
     del systems["codec"]
     spoken = [[(row["text"], row["seed"]) for row in system["samples"]] for system in systems.values()]
     assert spoken == [[(t, s) for t in ("good morning.", "see you later.") for s in (3, 4)]] * 3

@@ -59,7 +59,8 @@ def run(work: Path) -> Path:
 @pytest.fixture(scope="module")
 def scores(run: Path, work: Path) -> dict[str, Any]:
     reference = ["--reference", work / "held_out", "--samples-per-text", SEEDS, "--seed", 0, "--threads", 1]
-    command("csm", "evaluate", run, *reference, "--set-best", "--json", work / "scores.json")
+    quiet = ["--asr-model", "none", "--no-mos"]  # they would take longer than all the rest
+    command("csm", "evaluate", run, *reference, *quiet, "--set-best", "--json", work / "scores.json")
     return json.loads((work / "scores.json").read_text())
 
 
@@ -93,7 +94,7 @@ def test_both_losses_fall(run: Path) -> None:
 
 def test_base_and_best_speak_the_same_texts_with_the_same_seeds(scores: dict[str, Any], work: Path) -> None:
     texts = [path.read_text().strip() for path in sorted((work / "held_out" / "transcripts").iterdir())]
-    for system in scores["systems"]:
+    for system in (system for system in scores["systems"] if system["kind"] != "codec"):
         said = {(row["text"], row["seed"]) for row in system["samples"]}
         assert said == {(text, seed) for text in texts for seed in range(SEEDS)}
 
