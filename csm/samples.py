@@ -77,6 +77,11 @@ def _sample(generator: Generator, text: str, speaker: int, seed: int, folder: Pa
     return SpokenSample(text, seed, wave_path, speech.stop_reason)
 
 
+def noted(wave_path: Path) -> SpokenSample | None:
+    """What the note beside a sound says of it, where `speak_samples` made both; None for any other sound."""
+    return _made_before(wave_path.with_suffix(".json"), wave_path)
+
+
 def _made_before(note_path: Path, wave_path: Path) -> SpokenSample | None:
     """What a note says of a sample that is whole; None where note or sound are missing or damaged."""
     try:
