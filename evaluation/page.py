@@ -107,7 +107,7 @@ def player(wave: np.ndarray, rate: int) -> str:
 
 def _table(scores: Scores) -> str:
     columns = shown([*(system.summary for system in scores.systems), scores.reference["summary"]])
-    heads = "".join(f"<th>{html.escape(f'{head} {unit}'.strip())}</th>" for head, unit, _ in columns.values())
+    heads = "".join(f"<th>{html.escape(head)}<br>{html.escape(unit)}</th>" for head, unit, _ in columns.values())
     rows = []
     for system in _ordered(scores):
         best = ' class="best"' if system.name == scores.best else ""

@@ -76,7 +76,8 @@ def test_the_report_plays_and_asks_for_nothing(browser: Browser, tmp_path: Path)
     browser.run("document.querySelector('canvas.mel').scrollIntoView()")
     drawn = "(() => { const c = document.querySelector('canvas.mel');"
     drawn += "return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v) => v && v < 255) })()"
-    browser.until(drawn)
+    browser.run("new Promise((done) => setTimeout(done, 1000))")
+    assert browser.run(drawn)
     assert browser.run("document.documentElement.scrollWidth <= window.innerWidth"), "nothing sticks out"
     browser.picture(tmp_path / "report.png")
     assert browser.requests == [page.as_uri()]
