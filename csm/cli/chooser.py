@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from evaluation.judges import Judges
     from evaluation.score import SystemScores
 
+FEWEST_PROMPTS = 5  # over fewer texts there is no interval
+
 
 class Chooser(Listener):
     """Gives `score`, besides what a listener gives: the mean similarity, less 1 for what lost words, endings or naturalness.

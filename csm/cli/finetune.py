@@ -157,8 +157,13 @@ def _listener(tuner: Any, rows: Any, reference: Path | None) -> Any:
     speakers = learned_speakers((row.speaker for row in flat), recipe.mask_speaker_ids, recipe.only_speaker_ids)
     prompts = recipe.sample_prompts
     if recipe.select_by == "score":
-        from csm.cli.chooser import Chooser
+        from csm.cli.chooser import FEWEST_PROMPTS, Chooser
 
+        if 0 < len(prompts) < FEWEST_PROMPTS:
+            raise CsmError(
+                f"--select-by score needs {FEWEST_PROMPTS} prompts to tell luck from loss; there are {len(prompts)}.",
+                "Give more --sample-prompt, or none for the built-in ones.",
+            )
         return Chooser(tuner.backend, tuner.run.path, flat, prompts, reference, speakers)
     return Listener(tuner.backend, tuner.run.path, flat, prompts, reference, speakers)
 
