@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from evaluation.columns import ABSENT
+from evaluation.columns import ABSENT, shown
 from evaluation.judges import SAME_VOICE
 from evaluation.score import Scores
 
@@ -16,17 +16,17 @@ def remarks(scores: Scores) -> list[str]:
 
 def _remarks(scores: Scores) -> Iterator[str]:
     yield from scores.reference.get("notes", ())
-    summaries = [system.summary for system in scores.systems]
+    columns = shown([*(system.summary for system in scores.systems), scores.reference.get("summary", {})])
     if any(system.kind == "codec" for system in scores.systems):
         yield (
             "codec: the recordings through the model's codec and back; what speaks this codec's codes cannot be expected to "
             "come nearer."
         )
-    if any(summary.get("same_voice_share") is not None for summary in summaries):
+    if "same_voice_share" in columns:
         yield f"Same voice is the share of pieces of 3 s that resemble the reference by more than {SAME_VOICE}."
-    if any(summary.get("nearest_other_similarity") is not None for summary in summaries):
+    if "nearest_other_similarity" in columns:
         yield "Nearest other is the similarity to the nearest of the other voices: it should stay below the pooled one."
-    if any(summary.get("style_distance") is not None for summary in summaries):
+    if "style_distance" in columns:
         yield _style(scores)
 
 
