@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -66,10 +66,11 @@ class Generator:
     Args:
         folder: a checked model folder.
         backend: where it runs.
+        own: `temperature` and `top_k` in place of the folder's.
     """
 
-    def __init__(self, folder: ModelFolder, backend: Backend):
-        self.folder, self.backend = folder, backend
+    def __init__(self, folder: ModelFolder, backend: Backend, own: Mapping[str, Any] | None = None):
+        self.folder, self.backend, self.own = folder, backend, own or {}
         self.tokenizer = TextTokenizer(folder.beside)
         self.model = backend.frame_generator(folder)
         self.codec = backend.codec(folder)
@@ -150,7 +151,7 @@ class Generator:
             CsmError: a value is negative or no number.
         """
         _check_numbers(temperature=(temperature, Real), top_k=(top_k, Integral))
-        own = self.folder.sampling
+        own = {**self.folder.sampling, **self.own}
         temperature = float(own.get("temperature", 0.9)) if temperature is None else temperature
         top_k = int(own.get("top_k", 50)) if top_k is None else top_k
         if not 0 <= temperature <= 100 or top_k < 0:
@@ -218,15 +219,16 @@ def load_generator(
     dtype: str = "auto",
     threads: int | None = None,
     base: str | Path | None = None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> Generator:
     """A generator of a model folder, a run (its best checkpoint), `csm-tiny`, or a weights file with what it needs
-    beside it or in the model folder `base`.
+    beside it or in the model folder `base`; `sampling` holds a `temperature` or `top_k` in place of the model folder's.
 
     Raises:
         CsmError: the folder is missing, broken or does not fit its config; the device is not there.
     """
     folder = open_folder(model, base)
-    return Generator(folder, choose_backend(folder, device, dtype, threads))
+    return Generator(folder, choose_backend(folder, device, dtype, threads), sampling)
 
 
 def load_csm_1b(model_path: str | Path = "sesame/csm-1b", device: str = "auto") -> Generator:

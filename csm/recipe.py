@@ -16,7 +16,8 @@ from csm.adapters.settings import LoraSettings
 from csm.errors import CsmError
 
 METHODS = ("full", "lora")
-SELECT_BY = ("validation_loss", "speaker_similarity")
+SELECT_BY = ("validation_loss", "speaker_similarity", "score")
+BY_SOUND = SELECT_BY[1:]
 LOGS = ("tensorboard", "wandb", "trackio")
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "constant")

@@ -77,6 +77,19 @@ def _sample(generator: Generator, text: str, speaker: int, seed: int, folder: Pa
     return SpokenSample(text, seed, wave_path, speech.stop_reason)
 
 
+def noted(wave_path: Path) -> SpokenSample | None:
+    """What the note beside a sound says of it, where `speak_samples` made both; None for any other sound."""
+    return _made_before(wave_path.with_suffix(".json"), wave_path)
+
+
+def spoken_before(folder: Path, texts: Sequence[str], seeds: Sequence[int]) -> list[SpokenSample] | None:
+    """What stands in a folder of `speak_samples`, of these texts and seeds in order; None where one is missing."""
+    notes = [_made_before(note, note.with_suffix(".wav")) for note in sorted(folder.glob("*.json"))]
+    known = {(note.text, note.seed): note for note in notes if note is not None}
+    wanted = [(text, seed) for text in texts for seed in seeds]
+    return [known[key] for key in wanted] if all(key in known for key in wanted) else None
+
+
 def _made_before(note_path: Path, wave_path: Path) -> SpokenSample | None:
     """What a note says of a sample that is whole; None where note or sound are missing or damaged."""
     try:

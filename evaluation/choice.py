@@ -38,16 +38,16 @@ def choose_best(systems: Sequence[SystemScores]) -> tuple[str | None, str]:
         what = "has a sample that could be scored" if checkpoints else "was scored"
         return None, f"There is no best: no checkpoint {what}."
     base = next((system for system in systems if system.kind == "base" and system.summary["scored"]), None)
-    lost = {system.name: _lost(base, system) if base else [] for _, system in ranked}
-    sound = [pair for pair in ranked if not lost[pair[1].name]]
+    losses = {system.name: lost(base, system) if base else [] for _, system in ranked}
+    sound = [pair for pair in ranked if not losses[pair[1].name]]
     value, best = max(sound or ranked, key=lambda pair: pair[0])
     reason = _reason(value, best, len(checkpoints), base)
-    passed_over = {name: guards for name, guards in lost.items() if guards and name != best.name}
+    passed_over = {name: guards for name, guards in losses.items() if guards and name != best.name}
     if passed_over and sound:
         which = "; ".join(f"{name}: {', '.join(guards)}" for name, guards in passed_over.items())
         reason += f" Out are those significantly worse than the base ({which})."
     if not sound:
-        reason += f" Every checkpoint is significantly worse than the base in something; it is in {', '.join(lost[best.name])}."
+        reason += f" Every checkpoint is significantly worse than the base in something; it in {', '.join(losses[best.name])}."
     return best.name, reason
 
 
@@ -56,8 +56,8 @@ def mean_with_failures(rows: Sequence[dict[str, Any]]) -> float:
     return float(np.mean([row["speaker_similarity"] or 0.0 for row in rows]))
 
 
-def _lost(base: SystemScores, system: SystemScores) -> list[str]:
-    """What the checkpoint does significantly worse than the base."""
+def lost(base: SystemScores, system: SystemScores) -> list[str]:
+    """What a system does significantly worse than the base, beyond the margins of `GUARDS`."""
     found = []
     for metric, (name, margin) in GUARDS.items():
         if not has_pairs(base.samples, system.samples, metric):

@@ -12,7 +12,7 @@ from csm.audio import resample
 from evaluation.measures import Measures, fault
 from evaluation.pauses import timing
 from evaluation.speaker import RATE, mel_power
-from evaluation.syllables import count_syllables
+from evaluation.syllables import count_syllables, counts_in
 
 KEYS = ("stopped", "seconds_per_syllable", "silence_share", "clipped_share", "looped", "empty")
 STOPPED = "end"
@@ -25,7 +25,9 @@ ALIKE = 0.7  # cosine; finds 66 of 72 planted loops and none in 172 recordings
 SOUNDING = 0.5  # of a loop at least: silence repeats itself
 
 
-def measure_health(wave: np.ndarray, rate: int, text: str | None, stop_reason: str | None) -> Measures:
+def measure_health(
+    wave: np.ndarray, rate: int, text: str | None, stop_reason: str | None, language: str = "en"
+) -> Measures:
     """What went wrong in a generation; every value but the seconds per syllable lies in 0..1.
 
     Args:
@@ -33,6 +35,7 @@ def measure_health(wave: np.ndarray, rate: int, text: str | None, stop_reason: s
         rate: samples per second.
         text: what was to be said; None where it is not known.
         stop_reason: why the generation ended; None for a recording.
+        language: of the text, as BCP 47 writes it.
 
     Returns:
         the values under `KEYS`: whether it stopped by itself (absent for a recording), its length over the text's
@@ -47,9 +50,10 @@ def measure_health(wave: np.ndarray, rate: int, text: str | None, stop_reason: s
         heard = wave.ndim == 1 and rate > 0 and len(wave) > 0 and not reason.startswith("The sound is silent")
         measures.put("empty", None if heard else 1.0, reason)
         return measures
-    syllables = count_syllables(text or "")
-    seconds = len(wave) / rate
-    measures.put("seconds_per_syllable", seconds / syllables if syllables else None, "The text has no syllables.")
+    counts = counts_in(language)
+    syllables = count_syllables(text or "") if counts else 0
+    reason = "The text has no syllables." if counts else f"There is no rule for syllables in the language {language}."
+    measures.put("seconds_per_syllable", len(wave) / rate / syllables if syllables else None, reason)
     found = timing(wave, rate)
     measures.put("silence_share", 1.0 if found is None else 1 - found.sounding / found.total)
     measures.put("clipped_share", float(np.mean(np.abs(wave) >= FULL_SCALE)))

@@ -5,14 +5,16 @@ All are optional. What no judge could be asked is absent with a sentence, never 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from evaluation import naturalness, words
 from evaluation.measures import Measures, fault
-from evaluation.naturalness import measure_naturalness
+from evaluation.memory import Memory
+from evaluation.naturalness import PREDICTOR, measure_naturalness
 from evaluation.sample import Sample
 from evaluation.speaker import mean_embedding, similarity
 from evaluation.words import Recogniser, measure_words
@@ -31,25 +33,41 @@ class Judges:
         language: of the texts, as BCP 47 writes it.
         predicts_mos: whether opinions are predicted (evaluation/naturalness.py).
         others: voices `(256,)` by name, that the samples should resemble less than the target.
+        memory: what was said of sounds before; None asks anew.
+        hearer: the recogniser's name, under which the memory keeps what it hears.
     """
 
     recogniser: Recogniser | None = None
     language: str = "en"
     predicts_mos: bool = False
     others: Mapping[str, np.ndarray] = field(default_factory=dict)
+    memory: Memory | None = None
+    hearer: str = ""
 
     def ask(self, sample: Sample) -> tuple[Measures, str | None]:
         """The values under `KEYS`, and the words heard, None without a recogniser."""
         heard = None
         if self.recogniser is not None:
             audible = fault(sample.wave, sample.rate) is None
-            heard = self.recogniser(sample.wave, sample.rate) if audible else ""
+            hear, question = self.recogniser, f"words in {self.language} by {self.hearer}"
+            heard = self._recall(question, sample, lambda: hear(sample.wave, sample.rate)) if audible else ""
         measures = measure_words(sample.text, heard, self.language)
         if self.predicts_mos:
-            measures.update(measure_naturalness(sample.wave, sample.rate))
+            told = self._recall(
+                f"opinion by {PREDICTOR}", sample, lambda: vars(measure_naturalness(sample.wave, sample.rate))
+            )
+            measures.update(Measures(**told))
         else:
             measures.update(Measures.absent(naturalness.KEYS, "No opinions were predicted."))
         return measures, heard
+
+    def _recall(self, question: str, sample: Sample, ask: Callable[[], Any]) -> Any:
+        return ask() if self.memory is None else self.memory.recall(question, sample.wave, sample.rate, ask)
+
+    def keep(self) -> None:
+        """Let the memory write what is new, where there is one."""
+        if self.memory is not None:
+            self.memory.keep()
 
     def compare(self, pieces: Sequence[np.ndarray], target: np.ndarray) -> Measures:
         """Verification of a system's voice.

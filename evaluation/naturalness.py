@@ -24,6 +24,7 @@ from evaluation.measures import Measures, fault
 RATE = 16_000
 KEYS = ("predicted_mos",)
 SHORTEST_SECONDS = 0.5
+PREDICTOR = "distillmos 0.9.1"
 INSTALL = "pip install --no-deps distillmos==0.9.1 xls-r-sqa==0.1.0"
 
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
 from csm.audio import resample
-from evaluation.columns import COLUMNS, cell, shown
+from evaluation.columns import cell, shown
 from evaluation.compare import interval_of_mean
 from evaluation.drawings import Point, curve, pitch_contour, spectrogram, waveform
-from evaluation.report import comparison_lines
+from evaluation.forgetting import HEADS, forgetting_lines, forgetting_rows
+from evaluation.remarks import TERM_HEADS, remarks, term_rows
+from evaluation.report import compared_with, comparison_lines
 from evaluation.score import Scores, SystemScores
 
 Wave = tuple[np.ndarray, int]
@@ -45,8 +47,10 @@ def html_report(scores: Scores, wave_of: FindWave) -> str:
         f"<h1>Scores against {name}</h1>",
         f'<p class="pick">{html.escape(scores.best_reason)}</p>',
         f'<div class="scroll">{_table(scores)}</div>',
-        "<h2>Against the base</h2>",
-        f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in comparison_lines(scores))}</ul>",
+        _list(remarks(scores), "remarks"),
+        f"<h2>Against {html.escape(compared_with(scores))}</h2>",
+        _list(comparison_lines(scores)),
+        *_more(scores),
         "<h2>By checkpoint</h2>",
         f'<div class="curves">{_curves(scores)}</div>',
         "<h2>Samples</h2>",
@@ -54,6 +58,27 @@ def html_report(scores: Scores, wave_of: FindWave) -> str:
         *_samples(scores, wave_of),
     ]
     return page(f"Scores against {name}", "\n".join(parts))
+
+
+def _list(lines: Iterable[str], kind: str = "") -> str:
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f'<ul class="{kind}">{items}</ul>' if items else ""
+
+
+def _more(scores: Scores) -> Iterator[str]:
+    """Terms and forgetting, where there are any."""
+    if scores.terms:
+        yield "<h2>Terms</h2>" + _words_table(TERM_HEADS, term_rows(scores))
+    if scores.forgetting:
+        yield "<h2>Forgetting</h2>" + _words_table(HEADS, forgetting_rows(scores.forgetting))
+        yield _list(forgetting_lines(scores.forgetting))
+
+
+def _words_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    top = "".join(f"<th>{html.escape(head)}</th>" for head in heads)
+    lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="scroll"><table class="words"><tr>{top}</tr>{body}</table></div>'
 
 
 def page(title: str, body: str, *scripts: str) -> str:
@@ -82,7 +107,7 @@ def player(wave: np.ndarray, rate: int) -> str:
 
 def _table(scores: Scores) -> str:
     columns = shown([*(system.summary for system in scores.systems), scores.reference["summary"]])
-    heads = "".join(f"<th>{html.escape(f'{head} {unit}'.strip())}</th>" for head, unit, _ in columns.values())
+    heads = "".join(f"<th>{html.escape(head)}<br>{html.escape(unit)}</th>" for head, unit, _ in columns.values())
     rows = []
     for system in _ordered(scores):
         best = ' class="best"' if system.name == scores.best else ""
@@ -128,7 +153,7 @@ def _samples(scores: Scores, wave_of: FindWave) -> list[str]:
 def _card(name: str, row: Mapping[str, Any], sound: Wave | None, reference: Wave | None, kind: str) -> str:
     told = [
         f"{head} {cell(row, key)} {unit}".strip()
-        for key, (head, unit, _) in COLUMNS.items()
+        for key, (head, unit, _) in shown([row]).items()
         if row.get(key) is not None
     ]
     if row.get("heard") is not None:

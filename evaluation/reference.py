@@ -9,7 +9,7 @@ with many samples).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from csm.audio import SUFFIXES, read_audio
 from csm.errors import CsmError
 from evaluation.judges import KEYS, Judges
 from evaluation.likeness import Contour, contour
-from evaluation.sample import Sample, measure, pooled_voices, row, summarise
+from evaluation.sample import POOLED_SECONDS, Sample, measure, pooled_voices, row, summarise
 from evaluation.speaker import mean_embedding, similarity
-from evaluation.style import own_distance
+from evaluation.style import Style, measure_style, own_distance
 
 ONE_RECORDING = "The reference has one usable recording; a ceiling needs two."
 
@@ -38,6 +38,7 @@ class Reference:
         reasons: a sentence for every None in the summary.
         skipped: files that could not be used, with the reason.
         contours: of each text one recording's contour, where it has one.
+        other_style: the way of speaking to be reached, where it is not that of the recordings.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Reference:
     reasons: dict[str, str]
     skipped: dict[str, str]
     contours: dict[str, Contour] = field(default_factory=dict)
+    other_style: Style | None = None
 
     @classmethod
     def from_folder(cls, folder: str | Path, judges: Judges | None = None) -> Reference:
@@ -64,11 +66,11 @@ class Reference:
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
         if not paths:
             raise CsmError(f"{folder} holds no sound file.", f"Readable are {', '.join(SUFFIXES)}.")
-        recordings, skipped = [], {}
+        recordings, skipped, language = [], {}, (judges or Judges()).language
         for path in paths:
             name = path.relative_to(folder).as_posix()
             try:
-                recordings.append(Sample(name, transcript(path, folder), 0, *read_audio(path)))
+                recordings.append(Sample(name, transcript(path, folder), 0, *read_audio(path), language=language))
             except CsmError as error:
                 skipped[name] = error.message
         return cls.from_recordings(str(folder), recordings, skipped, judges)
@@ -119,6 +121,32 @@ class Reference:
         """What the recordings say, where it is known, each text once and in order: what samples should say too."""
         return list(dict.fromkeys(found["text"] for found in self.rows if found["text"] is not None))
 
+    @property
+    def style(self) -> Style:
+        """The way of speaking that samples are held against."""
+        return self.other_style or Style(self.name, self.rows)
+
+    def with_style(self, other: Reference) -> Reference:
+        """The same voice with another target of style: its `style_distance` is the recordings' own from that target."""
+        target = Style(other.name, other.rows)
+        own = measure_style(self.rows, target.rows)
+        reasons = {key: text for key, text in self.reasons.items() if key != "style_distance"} | {
+            key: text for key, text in own.reasons.items() if key == "style_distance"
+        }
+        summary = self.summary | {"style_distance": own.values["style_distance"]}
+        return replace(self, summary=summary, reasons=reasons, other_style=target)
+
+    @property
+    def notes(self) -> list[str]:
+        """What whoever reads the scores should know of the recordings."""
+        seconds = sum(found["duration_seconds"] for found in self.rows)
+        if seconds >= POOLED_SECONDS:
+            return []
+        return [
+            f"The reference holds {seconds:.1f} s of sound: under {POOLED_SECONDS:.0f} s a similarity says little, and it has "
+            "no ceiling in longer pieces."
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """The `reference` part of `scores.json`: no wave and no embedding, which is personal data."""
         return {
@@ -129,6 +157,8 @@ class Reference:
             "summary": self.summary,
             "reasons": self.reasons,
             "skipped": self.skipped,
+            "style": self.style.to_json(),
+            "notes": self.notes,
             "samples": self.rows,
         }
 

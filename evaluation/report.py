@@ -13,6 +13,8 @@ from urllib.parse import quote
 from csm.audio import SUFFIXES
 from evaluation.columns import cell, shown
 from evaluation.compare import METRICS, PHRASES, in_words
+from evaluation.forgetting import HEADS, forgetting_lines, forgetting_rows
+from evaluation.remarks import TERM_HEADS, remarks, term_rows
 from evaluation.score import Scores, SystemScores
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
@@ -42,6 +44,26 @@ def terminal_table(scores: Scores, format: str = "simple") -> str:
     return tabulate(rows, headers=heads, tablefmt=format, disable_numparse=True, colalign=align)
 
 
+def term_table(scores: Scores, format: str = "simple") -> str:
+    """Each term's hit rate by system, and what was heard instead."""
+    return _lines(term_rows(scores), TERM_HEADS, 2, format)
+
+
+def forgetting_table(scores: Scores, format: str = "simple") -> str:
+    """What each system still does as other speakers and on other texts."""
+    return _lines(forgetting_rows(scores.forgetting), HEADS, 2, format)
+
+
+def _lines(rows: list[list[str]], heads: Sequence[str], names: int, format: str) -> str:
+    """A table whose first columns, `names` of them, and last are words."""
+    from tabulate import tabulate
+
+    if format in ("github", "pipe"):
+        rows = [[_escape(cell) for cell in row] for row in rows]
+    align = ["left"] * names + ["right"] * (len(heads) - names - 1) + ["left"]
+    return tabulate(rows, headers=list(heads), tablefmt=format, disable_numparse=True, colalign=align)
+
+
 def markdown_report(
     scores: Scores,
     samples_folder: str | Path | None = None,
@@ -59,11 +81,24 @@ def markdown_report(
         f"# Scores against {_escape(scores.reference['name'])}",
         terminal_table(scores, "github"),
         "Similarity is the cosine of speaker embeddings, per sample and pooled over pieces of 3 s and more; rate is "
-        "syllables per second of sounding time; spread is in semitones about the median pitch.",
+        "syllables (other languages than English: letters) per second of sounding time; spread is in semitones about the "
+        "median pitch.",
+        "\n".join(f"- {_escape(line)}" for line in remarks(scores)) or None,
         "\n".join(["## Best", "", _escape(scores.best_reason)]),
-        "\n".join(["## Against the base", "", *(f"- {_escape(line)}" for line in comparison_lines(scores))]),
+        "\n".join(
+            [
+                f"## Against {_escape(compared_with(scores))}",
+                "",
+                *(f"- {_escape(line)}" for line in comparison_lines(scores)),
+            ]
+        ),
         "\n".join(["## What is possible", "", _ceiling(scores.reference)]),
     ]
+    if scores.terms:
+        parts.append("\n".join(["## Terms", "", term_table(scores, "github")]))
+    if scores.forgetting:
+        lines = "\n".join(f"- {_escape(line)}" for line in forgetting_lines(scores.forgetting))
+        parts.append("\n\n".join(["## Forgetting", forgetting_table(scores, "github"), lines]))
     if curves:
         parts.append("\n".join(["## Training", "", _curve_table(curves)]))
     if samples_folder is not None:
@@ -71,7 +106,7 @@ def markdown_report(
         parts.append("\n".join(["## Samples", "", *(links or ["There are none."])]))
     if absences := list(_absences(scores)):
         parts.append("\n".join(["## Not scored", "", *absences]))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def write_json(scores: Scores, path: str | Path) -> None:
@@ -114,8 +149,17 @@ def _system_name(system: SystemScores, scores: Scores) -> str:
     return f"{system.name} (best)" if system.name == scores.best else system.name
 
 
+def compared_with(scores: Scores) -> str:
+    """Whom the systems are compared with, as a heading says it."""
+    name = next((system.name for system in scores.systems if system.kind == "base"), "base")
+    return "the base" if name == "base" else name
+
+
 def comparison_lines(scores: Scores) -> Iterator[str]:
-    """The systems against the base in words: every metric for the best system, only the similarity for the others."""
+    """The systems against the base, or what stands in its place, in words.
+
+    Every metric for the best system, only the similarity for the others.
+    """
     if not any(system.kind == "base" for system in scores.systems):
         yield "No base was scored, so nothing is compared."
         return
@@ -127,12 +171,12 @@ def comparison_lines(scores: Scores) -> Iterator[str]:
                 found = by_key.get((system.name, metric))
                 if found is None and all(one.summary.get(metric) is None for one in scores.systems):
                     continue  # nobody was asked
-                words = in_words(found) if found else _not_compared(system.name, metric)
+                words = in_words(found) if found else _not_compared(system.name, metric, compared_with(scores))
                 yield words[0].upper() + words[1:]
 
 
-def _not_compared(system: str, metric: str) -> str:
-    return f"{PHRASES[metric][0]}: {system} and the base share no text and seed that has it on both sides."
+def _not_compared(system: str, metric: str, other: str) -> str:
+    return f"{PHRASES[metric][0]}: {system} and {other} share no text and seed that has it on both sides."
 
 
 def _ceiling(reference: dict[str, Any]) -> str:

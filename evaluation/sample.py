@@ -28,6 +28,7 @@ class Sample:
         wave: `(samples,)` mono.
         rate: samples per second.
         stop_reason: why the generation ended; None for a recording.
+        language: of the text, as BCP 47 writes it.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Sample:
     wave: np.ndarray
     rate: int
     stop_reason: str | None = None
+    language: str = "en"
 
 
 def sounds(sample: Sample) -> Measures:
@@ -44,11 +46,11 @@ def sounds(sample: Sample) -> Measures:
     seconds = len(sample.wave) / sample.rate if sample.rate > 0 else None
     measures.put("duration_seconds", seconds, "The sample rate is unknown.")
     for part in (
-        rate.measure_rate(sample.wave, sample.rate, sample.text),
+        rate.measure_rate(sample.wave, sample.rate, sample.text, sample.language),
         pitch.measure_pitch(sample.wave, sample.rate),
         pauses.measure_pauses(sample.wave, sample.rate),
         energy.measure_energy(sample.wave, sample.rate),
-        health.measure_health(sample.wave, sample.rate, sample.text, sample.stop_reason),
+        health.measure_health(sample.wave, sample.rate, sample.text, sample.stop_reason, sample.language),
     ):
         measures.update(part)
     return measures

@@ -93,7 +93,7 @@ def score_system(
         f"The samples of no seed add up to {POOLED_SECONDS:.0f} s of sound.",
     )
     means.update(judges.compare(pieces, reference.embedding))
-    means.update(measure_style(rows, reference.rows))
+    means.update(measure_style(rows, reference.style.rows))
     scored = sum(found["speaker_similarity"] is not None for found in rows)
     return SystemScores(name, kind, rows, {"samples": len(rows), "scored": scored, **means.values}, means.reasons)
 
@@ -108,12 +108,25 @@ class Scores:
     best: str | None = None
     best_reason: str = ""
     terms: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    forgetting: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def of(
-        cls, reference: Reference, systems: Sequence[SystemScores], terms: Sequence[str] = (), language: str = "en"
+        cls,
+        reference: Reference,
+        systems: Sequence[SystemScores],
+        terms: Sequence[str] = (),
+        language: str = "en",
+        forgetting: Sequence[dict[str, Any]] = (),
     ) -> Scores:
         """Compare every system with the base, where there is one, choose the best checkpoint, and look for terms.
+
+        Args:
+            reference: the recordings.
+            systems: what was scored.
+            terms: what to look for in what was heard.
+            language: of the texts.
+            forgetting: rows of `evaluation.forgetting.measure_forgetting`.
 
         Raises:
             CsmError: two systems have the same name.
@@ -124,7 +137,8 @@ class Scores:
         best, reason = choose_best(systems)
         found = {system.name: _term_rows(system, terms, language) for system in systems} if terms else {}
         ordered = sorted(systems, key=lambda system: system.kind == "codec")  # what nobody spoke comes last
-        return cls(reference.to_json(), ordered, compare_with_base(systems), best, reason, found)
+        compared = compare_with_base(systems)
+        return cls(reference.to_json(), ordered, compared, best, reason, found, list(forgetting))
 
     def to_json(self) -> dict[str, Any]:
         """The document as plain JSON values, `schema_version` first."""
@@ -145,7 +159,10 @@ class Scores:
             )
         try:
             parts = {name: document[name] for name in ("reference", "comparisons", "best", "best_reason")}
-            parts["terms"] = document.get("terms", {})  # documents of the first form have none
+            parts |= {
+                "terms": document.get("terms", {}),
+                "forgetting": document.get("forgetting", []),
+            }  # may be missing
             systems = [SystemScores(**system) for system in document["systems"]]
         except (KeyError, TypeError) as error:
             raise CsmError(f"The scores are incomplete ({error}).", "Run csm evaluate again.") from error

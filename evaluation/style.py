@@ -8,6 +8,7 @@ the yardstick: what the same speaker in the same style scores.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from evaluation.measures import Measures
 
 FEATURES = (
     "syllables_per_second_speech",
+    "characters_per_second_speech",  # of a text there is one rate or the other
     "pitch_median_hz",
     "pitch_spread_semitones",
     "energy_spread_db",
@@ -24,6 +26,23 @@ FEATURES = (
 KEYS = ("style_distance", *(f"style_distance_{feature}" for feature in FEATURES))
 FEWEST = 4
 Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Style:
+    """A way of speaking to be reached.
+
+    Args:
+        name: where its recordings come from, as the report says it.
+        rows: of the recordings.
+    """
+
+    name: str
+    rows: Rows
+
+    def to_json(self) -> dict[str, Any]:
+        """Its name, how many recordings, and `style_distance`, the yardstick, None with fewer than eight."""
+        return {"name": self.name, "recordings": len(self.rows), "style_distance": own_distance(self.rows)}
 
 
 def measure_style(samples: Rows, target: Rows) -> Measures:

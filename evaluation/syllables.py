@@ -49,6 +49,11 @@ _APART = tuple(
 )
 
 
+def counts_in(language: str) -> bool:
+    """Whether the rule is one for this language (BCP 47)."""
+    return language.replace("_", "-").split("-")[0].lower() == "en"
+
+
 def count_syllables(text: str) -> int:
     """The syllables of an English text; 0 where it holds no word and no number."""
     words = _WORD.findall(spell_numbers(text.replace("’", "'")))

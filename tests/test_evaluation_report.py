@@ -262,7 +262,7 @@ def test_scores_survive_json(scores: Scores, tmp_path: Path) -> None:
     write_json(scores, tmp_path / "deep" / "scores.json")
     document = json.loads((tmp_path / "deep" / "scores.json").read_text(encoding="utf-8"))
     assert document["schema_version"] == 1
-    assert list(document)[1:] == ["reference", "systems", "comparisons", "best", "best_reason", "terms"]
+    assert list(document)[1:] == ["reference", "systems", "comparisons", "best", "best_reason", "terms", "forgetting"]
     again = Scores.from_json(document)
     assert again == scores
     assert again.to_json() == document
@@ -306,21 +306,21 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_beside(
 
 def test_the_table_shows_base_checkpoints_reference_and_marks_the_best(scores: Scores) -> None:
     lines = terminal_table(scores).splitlines()
-    assert lines[0].split() == ["similarity", "pooled", "rate", "pitch", "spread", "pauses"]
-    assert lines[1].split() == ["syl/s", "Hz", "st", "/min"]
+    assert lines[0].split() == ["similarity", "pooled", "same", "rate", "pitch", "spread", "pauses", "energy", "style"]
+    assert lines[1].split() == ["voice", "syl/s", "Hz", "st", "/min", "dB", "dist."]
     names = [re.split(r"\s{2,}", line)[0] for line in lines[3:]]
     assert names == ["base", "step-000020 (best)", "step-000010", "reference (5)"]
     base = next(system for system in scores.systems if system.kind == "base").summary
     cells = lines[3].split()
     assert cells[1] == f"{base['speaker_similarity']:.3f}"
-    assert cells[4] == f"{base['pitch_median_hz']:.1f}"
-    assert max(map(len, lines)) <= 80
+    assert cells[5] == f"{base['pitch_median_hz']:.1f}"
+    assert max(map(len, lines)) <= 110
 
 
 def test_a_value_that_is_missing_is_a_dash(reference: Reference) -> None:
     silent = score_system("quiet", [sample("s", np.zeros(HZ))], reference)
     line = terminal_table(Scores.of(reference, [silent])).splitlines()[3]
-    assert line.split() == ["quiet", *["–"] * 6]
+    assert line.split() == ["quiet", "–", "–", "1.00", *["–"] * 4], "all of it is empty"
 
 
 def test_words_say_when_a_difference_is_none() -> None:

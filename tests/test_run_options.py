@@ -30,6 +30,7 @@ from csm.training.interrupt import Interrupted
 from csm.training.memory import memory_explained, remedy
 from csm.training.overfit import learning_by_heart
 from csm.training.watchers import Watchers
+from evaluation.judges import Judges
 
 
 @pytest.fixture(scope="module")
@@ -309,6 +310,38 @@ def test_the_command_speaks_and_chooses_by_sound(clip_folder: Path, cache: Path,
     assert json.loads((run / "recipe.json").read_text())["recipe"]["sample_prompts"] == ["good morning."]
     refused = train(tmp_path / "no", clip_folder, cache, "--max-steps", 1, "--reference", clip_folder, code=1)
     assert "--sample-every" in refused.stderr
+
+
+def test_the_command_chooses_by_the_rule_of_evaluation(
+    clip_folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The score is the mean similarity, and 1 less where words, endings or opinions were lost; then `best` is the other."""
+    run = tmp_path / "run"
+    names = ("anna", "peter", "mary", "john", "susan")
+    prompts = [word for name in names for word in ("--sample-prompt", f"good morning {name}, how are you today?")]
+    words = ["--save-every", 1, "--select-by", "score", *prompts, "--log-to", "none"]
+    monkeypatch.setattr("csm.cli.chooser.make_judges", lambda _: Judges())
+    monkeypatch.setattr("evaluation.choice.lost", lambda base, system: ["words"] * (system.name == "step-000002"))
+    train(run, clip_folder, cache, "--max-steps", 2, *words)
+    lines = {line["step"]: line for line in metrics(run)}
+    assert lines[0]["score"] == lines[0]["speaker_similarity"]
+    assert lines[1]["score"] == lines[1]["speaker_similarity"] > 0
+    assert lines[2]["score"] == pytest.approx(lines[2]["speaker_similarity"] - 1)
+    assert lines[1]["samples_spoken"] <= 10
+    assert lines[1]["stopped"] <= 1
+    assert (run / "best").read_text() == "step-000001\n"
+    few = train(tmp_path / "few", clip_folder, cache, "--max-steps", 1, *words[:6], "--log-to", "none", code=1)
+    assert "needs 5 prompts" in few.stderr
+
+
+def test_a_chooser_that_goes_on_finds_the_bases_samples_or_says_that_they_are_gone(tmp_path: Path) -> None:
+    from csm.cli.chooser import Chooser
+    from csm.data.row import Row
+
+    rows = [Row("a", Path("a.wav"), "a", 5, Path("a.txt"))]
+    chooser = Chooser(None, tmp_path, rows, ["one.", "two."])  # type: ignore[arg-type]
+    with pytest.raises(CsmError, match=r"base's samples in .* are gone"):
+        chooser(tmp_path, 4)
 
 
 # Whose turns, which context

@@ -51,6 +51,9 @@ def test_it_holds_the_packages_and_csm_tiny_and_no_tests(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names} == set(SHIPPED)
     source = {p.relative_to(ROOT).as_posix() for top in SHIPPED for p in (ROOT / top).rglob("*.py")}
     assert source <= names
+    assets = {p.relative_to(ROOT).as_posix() for p in (ROOT / "evaluation" / "assets").iterdir()}
+    assert "evaluation/assets/page.css" in assets
+    assert assets <= names
     model = {Path(name).name for name in names if name.startswith("csm/assets/csm-tiny/")}
     assert model >= MODEL_FILES
     assert wheel.stat().st_size < 40e6

@@ -1,4 +1,4 @@
-"""`csm evaluate`: speak fixed texts with the base and every checkpoint of a run, or take a folder of samples, and score."""
+"""`csm evaluate`: let models speak fixed texts, or take a folder of samples, and score them against recordings."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from csm.cli.console import Group, answer, warn
+from csm.cli.console import Group, answer, say, warn
 from csm.cli.gate import calibrate, gate
 from csm.cli.listen import collect, listen
+from csm.cli.lists import NUMBERS, listed
 from csm.cli.options import PATH, SEED, runs_model
 from csm.cli.recordings import audio
 from csm.errors import CsmError
 
 if TYPE_CHECKING:
+    from csm.cli.contest import Contest
     from evaluation.judges import Judges
+    from evaluation.reference import Reference
+    from evaluation.score import Scores
 
 
 TABLES = ("simple", "plain", "github", "grid", "rounded_grid", "pipe", "html", "latex", "tsv")
-_SPEAKING = ("texts", "samples_per_text", "seed", "speaker", "set_best", "device", "dtype", "threads")
+KINDS = {"json": "scores.json", "markdown": "report.md", "html": "report.html"}
+_SPEAKING = ("texts", "samples_per_text", "seed", "speaker", "forgetting", "set_best", "device", "dtype", "threads")
 
 
 class _DefaultRun(Group):
@@ -34,7 +39,7 @@ class _DefaultRun(Group):
 
 @click.group(cls=_DefaultRun)
 def evaluate() -> None:
-    """Score a run's checkpoints, or a folder of samples, against recordings of the target.
+    """Score a run's checkpoints, a kept voice, or a folder of samples, against recordings of the target.
 
     `run` is the default command; a path that looks like a command is written ./NAME.
     """
@@ -45,62 +50,109 @@ for _command in (gate, calibrate, audio, listen, collect):
 
 
 @evaluate.command()
-@click.argument("target", type=PATH)
+@click.argument("target")
 @click.option("--reference", required=True, type=PATH, help="recordings of the target, transcripts beside them")
+@click.option("--against", metavar="RUN|FOLDER|base", help="compare with this run's best, or this folder of samples")
 @click.option("--texts", type=PATH, help="one text a line to be spoken; default: what the reference says")
 @click.option("--samples-per-text", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--seed", type=SEED, default=0, show_default=True, help="the first of the seeds")
 @click.option("--speaker", type=click.IntRange(0), help="default: the speaker that the run was trained on")
+@listed(
+    "--forgetting", metavar=NUMBERS, help="speaker ids: do models still speak as these, and other texts, as the base"
+)
 @click.option("--set-best", is_flag=True, help="let the run's `best` name the checkpoint that scored best")
 @click.option("--asr-model", metavar="NAME", help="recogniser: a folder or a name; none for no words; default: tiny.en")
 @click.option("--language", default="en", show_default=True, help="of the texts")
 @click.option("--mos/--no-mos", default=True, help="predict opinions where distillmos is installed  [default: mos]")
 @click.option("--other", "others", multiple=True, type=PATH, help="recordings of another voice; may be repeated")
+@click.option("--style", type=PATH, help="recordings of the style to be reached; default: the reference")
 @click.option("--terms", type=PATH, help="terms, one a line: how often each is heard, and what instead")
+@click.option("--db", type=PATH, help="the registry of voices; default: the one in your data folder")
 @click.option("--json", "json_path", metavar="FILE", help="write scores.json; - is stdout")
 @click.option("--markdown", "markdown_path", metavar="FILE", help="write a report; - is stdout")
 @click.option("--html", "html_path", metavar="FILE", help="write one page to hear and see; - is stdout")
-@click.option("--format", "table", type=click.Choice(TABLES), default="simple", show_default=True, help="of the table")
+@click.option(
+    "--junit", "junit_path", metavar="FILE", help="write each checkpoint's comparisons as test cases; - is stdout"
+)
+@click.option("--format", "table", type=click.Choice(TABLES), default="simple", show_default=True, help="of the tables")
 @runs_model
-def run(target: Path, reference: Path, table: str, **flags: Any) -> None:
-    """Score TARGET: a run (base and every checkpoint speak) or a folder of sound files.
+def run(target: str, reference: Path, table: str, **flags: Any) -> None:
+    """Score TARGET: a run (base and every checkpoint speak), a voice of the registry, or a folder of sound files.
 
     A run keeps its scores in report/ as well. Samples that are there already are not made again.
     """
+    from csm.cli.contest import contest
     from csm.cli.reports import Reports
-    from csm.cli.scoring import make_judges, score_folder, score_run
-    from csm.training.card import refresh_cards
-    from csm.training.run_folder import RunFolder
-    from evaluation.report import terminal_table
-    from evaluation.score import Reference, Scores
+    from csm.cli.scoring import make_judges
+    from evaluation.memory import Memory
+    from evaluation.score import Scores
 
-    if not target.is_dir():
-        raise CsmError(f"{target} is neither a run nor a folder of sound files.")
-    folder = RunFolder(target)
-    if not folder.exists:
+    field = contest(target, flags["against"], flags["speaker"], flags["db"])
+    if not field.speakers:
         _refuse_idle(target)
-    asked = Reports.planned(target, reference, **{kind: flags[f"{kind}_path"] for kind in ("json", "markdown", "html")})
-    kept = {"json": "scores.json", "markdown": "report.md", "html": "report.html"} if folder.exists else {}
-    own = Reports.planned(target, reference, **{kind: str(target / "report" / name) for kind, name in kept.items()})
-    judges = make_judges(flags["asr_model"], flags["language"], flags["mos"], flags["others"])
-    terms = _terms(flags["terms"], judges)
-    recordings = Reference.from_folder(reference, judges)
-    for name, reason in recordings.skipped.items():
-        warn(f"the reference's {name} was skipped: {reason}")
-    if folder.exists:
-        systems = score_run(folder, recordings, reference, judges, flags)
-    else:
-        systems = [score_folder(target, recordings, judges)]
-    scores = Scores.of(recordings, systems, terms, flags["language"])
-    if flags["set_best"] and scores.best:
-        folder.point("best", int(scores.best.removeprefix("step-")))
+    asked = Reports.planned(field, reference, **{kind: flags[f"{kind}_path"] for kind in (*KINDS, "junit")})
+    folder = field.run
+    kept = {kind: str(folder.path / "report" / name) for kind, name in KINDS.items()} if folder else {}
+    own = Reports.planned(field, reference, **kept)
+    memory = Memory(field.speakers[0].root / "judged.json") if field.speakers else None
+    judges = make_judges(flags["asr_model"], flags["language"], flags["mos"], flags["others"], memory)
+    terms, recordings = _terms(flags["terms"], judges), _recordings(reference, flags["style"], judges)
+    systems, forgetting = field.score(recordings, reference, judges, flags)
+    scores = Scores.of(recordings, systems, terms, flags["language"], forgetting)
+    if flags["set_best"]:
+        _set_best(field, scores)
     own.write(scores)
-    if folder.exists:
+    if folder:
+        from csm.training.card import refresh_cards
+
         found = {system.name: system.summary["speaker_similarity"] for system in scores.systems}
         refresh_cards(folder, {name: value for name, value in found.items() if value is not None})
     asked.write(scores)
     if not asked.answers:
-        answer(terminal_table(scores, table) + (f"\n{scores.best_reason}" if folder.exists else ""))
+        answer(_told(scores, table, bool(field.speakers)))
+
+
+def _recordings(folder: Path, style: Path | None, judges: Judges) -> Reference:
+    """The reference, with what is wrong with it told, and the target of style."""
+    from evaluation.reference import Reference
+
+    found = Reference.from_folder(folder, judges)
+    for name, reason in found.skipped.items():
+        warn(f"the reference's {name} was skipped: {reason}")
+    for note in found.notes:
+        warn(note)
+    if style is None:
+        return found
+    from evaluation.judges import Judges
+
+    return found.with_style(Reference.from_folder(style, Judges(language=judges.language)))
+
+
+def _told(scores: Scores, table: str, spoken: bool) -> str:
+    """The tables and what they mean."""
+    from evaluation.forgetting import forgetting_lines
+    from evaluation.remarks import remarks
+    from evaluation.report import forgetting_table, term_table, terminal_table
+
+    parts = [terminal_table(scores, table)]
+    if table != "tsv":
+        parts += remarks(scores)
+    if scores.terms:
+        parts += ["", term_table(scores, table)]
+    if scores.forgetting:
+        parts += ["", forgetting_table(scores, table), *(forgetting_lines(scores.forgetting) if table != "tsv" else ())]
+    if spoken and any(system.kind == "checkpoint" for system in scores.systems):
+        parts += ([""] if len(parts) > 1 else []) + [scores.best_reason]
+    return "\n".join(parts)
+
+
+def _set_best(field: Contest, scores: Scores) -> None:
+    if field.run is None:
+        raise CsmError("--set-best is for a run: nothing else has a `best`.")
+    if scores.best is None:
+        say("`best` stays what it was: no checkpoint could be scored.")
+        return
+    field.run.point("best", int(scores.best.removeprefix("step-")))
 
 
 def _terms(path: Path | None, judges: Judges) -> tuple[str, ...]:
@@ -118,7 +170,7 @@ def _terms(path: Path | None, judges: Judges) -> tuple[str, ...]:
     return read_terms(path)
 
 
-def _refuse_idle(target: Path) -> None:
+def _refuse_idle(target: str) -> None:
     """A folder of sounds has no `best`, and nothing is spoken."""
     context = click.get_current_context()
     given = [name for name in _SPEAKING if context.get_parameter_source(name) != ParameterSource.DEFAULT]

@@ -34,6 +34,7 @@ REPORTED = {
     "validation_terms_loss": "clips with terms",
     "validation_other_loss": "other clips",
     "speaker_similarity": "similarity",
+    "score": "score",
 }
 
 if TYPE_CHECKING:
@@ -143,17 +144,28 @@ def _listener(tuner: Any, rows: Any, reference: Path | None) -> Any:
     from csm.cli.listening import Listener
     from csm.data.speakers import learned_speakers
     from csm.errors import CsmError
+    from csm.recipe import BY_SOUND
 
     recipe = tuner.resolved.recipe
-    if not recipe.sample_every and recipe.select_by != "speaker_similarity":
+    if not recipe.sample_every and recipe.select_by not in BY_SOUND:
         if reference:
             raise CsmError(
-                "--reference is for --sample-every or --select-by speaker_similarity.", "Give one of the two."
+                "--reference is for --sample-every or --select-by speaker_similarity or score.", "Give one of them."
             )
         return None
     flat = [row for conversation in rows for row in conversation]
     speakers = learned_speakers((row.speaker for row in flat), recipe.mask_speaker_ids, recipe.only_speaker_ids)
-    return Listener(tuner.backend, tuner.run.path, flat, recipe.sample_prompts, reference, speakers)
+    prompts = recipe.sample_prompts
+    if recipe.select_by == "score":
+        from csm.cli.chooser import FEWEST_PROMPTS, Chooser
+
+        if 0 < len(prompts) < FEWEST_PROMPTS:
+            raise CsmError(
+                f"--select-by score needs {FEWEST_PROMPTS} prompts to tell luck from loss; there are {len(prompts)}.",
+                "Give more --sample-prompt, or none for the built-in ones.",
+            )
+        return Chooser(tuner.backend, tuner.run.path, flat, prompts, reference, speakers)
+    return Listener(tuner.backend, tuner.run.path, flat, prompts, reference, speakers)
 
 
 def _train(

@@ -14,9 +14,15 @@ if TYPE_CHECKING:
     from csm.backend import Backend
     from csm.data.row import Row
     from csm.samples import SpokenSample
+    from evaluation.reference import Reference
 
 RECORDINGS = 40  # of the data's own, where no reference is named: enough for a mean voice
 SEED = 0
+
+
+def name_of(step: int) -> str:
+    """What the samples of a step are called."""
+    return f"step-{step:06d}" if step else "base"
 
 
 class Listener:
@@ -30,6 +36,8 @@ class Listener:
         reference: a folder of recordings; the data's own clips of that speaker where it is None.
         speakers: whose turns are learned; None for all.
     """
+
+    seeds: Sequence[int] = (SEED,)
 
     def __init__(
         self,
@@ -49,16 +57,19 @@ class Listener:
 
     def __call__(self, folder: Path, step: int) -> dict[str, float]:
         """`speaker_similarity`, the mean over the prompts, 0 for one that was not spoken; and how many were."""
+        spoken = self.speak(folder, step)
+        likeness = [self._likeness(sample) for sample in spoken]
+        known = [value for value in likeness if value is not None]
+        return {"speaker_similarity": sum(known) / len(spoken), "samples_spoken": float(len(known))}
+
+    def speak(self, folder: Path, step: int) -> list[SpokenSample]:
+        """What the model in `folder` says to the prompts, kept under the name of its step."""
         from csm.generator import Generator
         from csm.model_folder import open_folder
         from csm.samples import speak_samples
 
         generator = Generator(open_folder(folder), self.backend)
-        target = self.run / "samples" / (f"step-{step:06d}" if step else "base")
-        spoken = speak_samples(generator, self.prompts, self.speaker, (SEED,), target)
-        likeness = [self._likeness(sample) for sample in spoken]
-        known = [value for value in likeness if value is not None]
-        return {"speaker_similarity": sum(known) / len(spoken), "samples_spoken": float(len(known))}
+        return speak_samples(generator, self.prompts, self.speaker, self.seeds, self.run / "samples" / name_of(step))
 
     def _likeness(self, sample: SpokenSample) -> float | None:
         from csm.audio import read_audio
@@ -69,16 +80,21 @@ class Listener:
         wave, rate = read_audio(sample.path)
         return None if unusable(wave, rate) else similarity(embed(wave, rate), self.voice)
 
-    @cached_property
+    @property
     def voice(self) -> np.ndarray:
         """The mean voice of the recordings, `(256,)`."""
+        return self.target.embedding
+
+    @cached_property
+    def target(self) -> Reference:
+        """The recordings that samples are compared with."""
         from csm.audio import read_audio
         from evaluation.reference import Reference
         from evaluation.sample import Sample
 
         if self.reference:
-            return Reference.from_folder(self.reference).embedding
+            return Reference.from_folder(self.reference)
         recordings = [
             Sample(row.audio.name, None, 0, *read_audio(row.audio, row.start, row.end)) for row in self.recordings
         ]
-        return Reference.from_recordings("the data's recordings", recordings).embedding
+        return Reference.from_recordings("the data's recordings", recordings)

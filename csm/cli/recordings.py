@@ -16,16 +16,19 @@ from csm.errors import CsmError
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=PATH)
 @click.option("--text", help="what is said in it; default: the .txt beside each file")
+@click.option("--language", default="en", show_default=True, help="of what is said")
 @click.option("--reference", type=PATH, help="recordings of a voice: adds the similarity to it")
 @click.option("--json", "json_path", metavar="FILE", help="write the figures as JSON; - is stdout")
-def audio(files: tuple[Path, ...], text: str | None, reference: Path | None, json_path: str | None) -> None:
+def audio(
+    files: tuple[Path, ...], text: str | None, language: str, reference: Path | None, json_path: str | None
+) -> None:
     """Measure sound FILES: rate, pitch, pauses, energy; each key names its unit."""
     place = json_path if json_path in (None, "-") else str(writable(Path(json_path)))
     against = _voice(reference) if reference else None
     rows = []
     for path in files:
         try:
-            rows.append(_figures(path, text, against))
+            rows.append(_figures(path, text, language, against))
         except CsmError as error:
             warn(f"skipped: {error.message}")
     if not rows:
@@ -49,13 +52,13 @@ def _voice(folder: Path) -> Any:
     return Reference.from_folder(folder).embedding
 
 
-def _figures(path: Path, text: str | None, voice: Any) -> dict[str, Any]:
+def _figures(path: Path, text: str | None, language: str, voice: Any) -> dict[str, Any]:
     from csm.audio import read_audio
     from evaluation.reference import transcript
     from evaluation.sample import Sample, row, sounds
 
     said = text if text is not None else transcript(path, path.parent)
-    sample = Sample(str(path), said, 0, *read_audio(path))
+    sample = Sample(str(path), said, 0, *read_audio(path), language=language)
     measures = sounds(sample)
     if voice is not None:
         from evaluation.speaker import embed, similarity, unusable

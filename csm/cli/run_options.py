@@ -10,7 +10,7 @@ from csm.cli.lists import NUMBERS, listed
 from csm.cli.options import PATH, Command
 from csm.errors import CsmError
 
-SELECT_BY = ("validation_loss", "speaker_similarity")
+SELECT_BY = ("validation_loss", "speaker_similarity", "score")
 LOGS = ("tensorboard", "wandb", "trackio")
 
 

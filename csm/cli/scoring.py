@@ -1,9 +1,9 @@
-"""What `csm evaluate` does before it writes: speak fixed texts with base and checkpoints, and have all of it scored."""
+"""What `csm evaluate` does before it writes: let models speak fixed texts, and have all of it scored."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib.resources import files
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +11,21 @@ from csm.cli.console import say, warn
 from csm.errors import CsmError
 
 if TYPE_CHECKING:
+    from csm.cli.systems import System
     from csm.generator import Generator
-    from csm.model_folder import ModelFolder
     from csm.samples import SpokenSample
-    from csm.training.run_folder import RunFolder
     from evaluation.judges import Judges
-    from evaluation.score import Reference, Sample, SystemScores
+    from evaluation.memory import Memory
+    from evaluation.score import Kind, Reference, Sample, SystemScores
 
 
-def make_judges(asr_model: str | None, language: str, predicts_mos: bool, others: Sequence[Path]) -> Judges:
+def make_judges(
+    asr_model: str | None,
+    language: str = "en",
+    predicts_mos: bool = True,
+    others: Sequence[Path] = (),
+    memory: Memory | None = None,
+) -> Judges:
     """Who is asked besides the sounds themselves; without a recogniser a sentence says how to get one.
 
     Raises:
@@ -32,81 +38,134 @@ def make_judges(asr_model: str | None, language: str, predicts_mos: bool, others
     from evaluation.recogniser import Recogniser
     from evaluation.reference import Reference
 
-    recogniser = None
+    recogniser, name = None, ""
     if asr_model == "none":
         pass
     elif asr_model or (find_spec("faster_whisper") and language.split("-")[0].lower() == "en"):
         heard = Recogniser(asr_model, language)
-        recogniser = lambda wave, rate: heard(wave, rate).text  # noqa: E731
+        recogniser, name = lambda wave, rate: heard(wave, rate).text, heard.name
     else:
         say("words are not scored: there is no recogniser (pip install 'csm-finetune[asr]', or --asr-model PATH)")
     if predicts_mos and not installed():
         say(f"naturalness is not predicted: {INSTALL}")
     voices = {str(folder): Reference.from_folder(folder).embedding for folder in others}
-    return Judges(recogniser, language, predicts_mos and installed(), voices)
+    return Judges(recogniser, language, predicts_mos and installed(), voices, memory, name)
 
 
-def score_folder(target: Path, reference: Reference, judges: Judges) -> SystemScores:
-    """The scores of a folder of sound files.
+def score_folder(
+    folder: Path, reference: Reference, judges: Judges, kind: Kind = "folder", name: str | None = None
+) -> SystemScores:
+    """The scores of a folder of sound files; text, seed and end of those that `csm` spoke stand in the notes beside them.
 
     Raises:
         CsmError: none of them can be read.
     """
-    from csm.audio import SUFFIXES, read_audio
-    from evaluation.reference import transcript
-    from evaluation.score import Sample, score_system
-
-    samples = []
-    for path in sorted(p for p in target.rglob("*") if p.suffix.lower() in SUFFIXES):
-        try:
-            wave, rate = read_audio(path)
-        except CsmError as error:
-            warn(f"skipped: {error.message}")
-            continue
-        samples.append(Sample(path.relative_to(target).as_posix(), transcript(path, target), 0, wave, rate))
-    if not samples:
-        raise CsmError(f"{target} is no run and holds no sound file that can be read.")
-    return score_system(target.resolve().name, samples, reference, judges=judges)
-
-
-def score_run(
-    run_folder: RunFolder, reference: Reference, recordings: Path, judges: Judges, flags: dict[str, Any]
-) -> list[SystemScores]:
-    """The scores of a run: its base, what its codec makes of the recordings, and every checkpoint.
-
-    Raises:
-        CsmError: there is no checkpoint, the base is gone or another by now, or the flags ask for what cannot be.
-    """
-    from csm.cli.progress import Progress
-    from csm.generator import load_generator
-    from csm.samples import speak_samples
+    from csm.audio import SUFFIXES
     from evaluation.score import score_system
 
-    lineage = run_folder.lineage()
-    models, lender = {"base": _standing(lineage["parent"]["path"])}, _lender(lineage["parent"])
-    models |= {path.name: path for path in map(run_folder.checkpoint, run_folder.steps())}
-    if len(models) == 1:
-        raise CsmError(f"{run_folder.path} has no checkpoint yet.")
-    texts, speaker = _texts(flags["texts"], reference), _speaker(lineage, flags["speaker"])
-    seeds = range(flags["seed"], flags["seed"] + flags["samples_per_text"])
-    systems, total = [], len(models) * len(texts) * len(seeds)
-    with Progress("speaking") as bar:
-        for number, (name, path) in enumerate(models.items()):
-            base = lender if name == "base" else None
-            generator = load_generator(path, flags["device"], flags["dtype"], flags["threads"], base)
-            if name == "base":
-                _refuse_changed(generator.folder, lineage["parent"])
-                bar.say(f"backend: {generator.backend.reason}")
-                systems.append(_through_codec(generator, reference, recordings, run_folder.path / "samples", judges))
-            folder = run_folder.path / "samples" / name
-            counter = _Counter(bar, number * len(texts) * len(seeds), total, name)
-            spoken = speak_samples(generator, texts, speaker, seeds, folder, counter)
-            samples = [_read(sample, run_folder.path / "samples", name) for sample in spoken]
-            systems.append(score_system(name, samples, reference, "base" if name == "base" else "checkpoint", judges))
-    return systems
+    samples = []
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
+        try:
+            samples.append(_found(path, folder, judges.language))
+        except CsmError as error:
+            warn(f"skipped: {error.message}")
+    if not samples:
+        raise CsmError(f"{folder} is no run and holds no sound file that can be read.")
+    return score_system(name or folder.resolve().name, samples, reference, kind, judges)
 
 
-def _through_codec(
+def _found(path: Path, folder: Path, language: str) -> Sample:
+    from csm.audio import read_audio
+    from csm.samples import noted
+    from evaluation.reference import transcript
+    from evaluation.score import Sample
+
+    wave, rate = read_audio(path)
+    name, note = path.relative_to(folder).as_posix(), noted(path)
+    if note is not None:
+        return Sample(name, note.text, note.seed, wave, rate, note.stop_reason, language)
+    return Sample(name, transcript(path, folder), 0, wave, rate, language=language)
+
+
+@dataclass
+class Speaking:
+    """Lets systems speak, one after the other, and has them scored.
+
+    Args:
+        texts: what is said.
+        seeds: with which.
+        reference: what the samples are scored against.
+        judges: who is asked.
+        placement: device, dtype and threads.
+        others: speaker ids that the systems speak built-in texts as too, to see what was forgotten; None for no such.
+    """
+
+    texts: Sequence[str]
+    seeds: Sequence[int]
+    reference: Reference
+    judges: Judges
+    placement: Mapping[str, Any]
+    others: Sequence[int] | None = None
+    forgotten: dict[int, dict[str, list[Sample]]] = field(default_factory=dict)
+
+    def score(self, systems: Sequence[System], recordings: Path | None) -> Iterator[SystemScores]:
+        """The scores of each, and first, where `recordings` names the reference's folder, of what their codec makes of it.
+
+        Raises:
+            CsmError: a model cannot be had.
+        """
+        from csm.cli.progress import Progress
+        from evaluation.score import score_system
+
+        tasks = {system.name: list(self._tasks(system)) for system in systems}
+        total, done = sum(len(texts) for each in tasks.values() for _, texts, _ in each) * len(self.seeds), 0
+        with Progress("speaking") as bar:
+            for number, system in enumerate(systems):
+                generator = system.load(**self.placement)
+                if number == 0:
+                    bar.say(f"backend: {generator.backend.reason}")
+                    if recordings is not None:
+                        yield through_codec(generator, self.reference, recordings, system.root, self.judges)
+                for speaker, texts, folder in tasks[system.name]:
+                    counter = _Counter(bar, done, total, system.name)
+                    samples = self._speak(generator, system, speaker, texts, folder, counter)
+                    done += len(samples)
+                    if texts is self.texts:
+                        yield score_system(system.name, samples, self.reference, system.kind, self.judges)
+                    else:
+                        self.forgotten.setdefault(speaker, {})[system.name] = samples
+                self.judges.keep()
+
+    def _tasks(self, system: System) -> Iterator[tuple[int, Sequence[str], Path]]:
+        """Speaker, texts and folder of all that a system has to say."""
+        from evaluation.forgetting import TEXTS
+
+        yield system.speaker, self.texts, system.root / system.folder
+        if self.others is not None:
+            for speaker in dict.fromkeys((system.speaker, *self.others)):
+                yield speaker, TEXTS, system.root / system.folder / f"forgetting-{speaker}"
+
+    def _speak(
+        self, generator: Generator, system: System, speaker: int, texts: Sequence[str], folder: Path, counter: _Counter
+    ) -> list[Sample]:
+        from csm.samples import speak_samples
+
+        spoken = speak_samples(generator, texts, speaker, self.seeds, folder, counter)
+        return [read_sample(sample, system.root, system.folder, self.judges.language) for sample in spoken]
+
+    def forgetting(self, base: System) -> list[dict[str, Any]]:
+        """What was lost of the other speakers and texts, by speaker and system."""
+        from evaluation.forgetting import measure_forgetting
+
+        found = []
+        for speaker, samples in self.forgotten.items():
+            target = self.reference if speaker == base.speaker else None
+            found += measure_forgetting(speaker, samples, base.name, self.judges, target)
+        self.judges.keep()
+        return found
+
+
+def through_codec(
     generator: Generator, reference: Reference, recordings: Path, samples_folder: Path, judges: Judges
 ) -> SystemScores:
     """The recordings as the codec gives them back: what a model that speaks its codes could reach at best."""
@@ -118,36 +177,8 @@ def _through_codec(
         wave = codec.decode(codec.encode(load_wave(recordings / row["name"], codec.sample_rate)))
         name = Path("codec", row["name"]).with_suffix(".wav").as_posix()
         write_wave(samples_folder / name, wave, codec.sample_rate)
-        samples.append(Sample(name, row["text"], 0, wave, codec.sample_rate))
+        samples.append(Sample(name, row["text"], 0, wave, codec.sample_rate, language=judges.language))
     return score_system("codec", samples, reference, "codec", judges)
-
-
-def _lender(parent: dict[str, Any]) -> Path | None:
-    """The folder that lent the parent's weights their config, tokenizer and codec, where it is another than theirs."""
-    if not Path(parent["path"]).is_absolute():  # an embedded model is whole
-        return None
-    path, beside = _standing(parent["path"]), _standing(parent.get("beside", parent["path"]))
-    return None if beside in (path, path.parent) else beside
-
-
-def _standing(kept: str) -> Path:
-    """Where a base stands that a lineage names: an embedded model moves with the installation."""
-    from csm.model_folder import EMBEDDED
-
-    path = Path(kept)
-    if path.is_absolute() and path.exists():
-        return path
-    if path.name in EMBEDDED:
-        return Path(str(files("csm"))) / "assets" / path.name
-    raise CsmError(f"the base of this run is gone: {kept}.", "Put it back where it was: the base is scored as well.")
-
-
-def _refuse_changed(folder: ModelFolder, parent: dict[str, Any]) -> None:
-    if folder.hash != parent.get("hash"):
-        raise CsmError(
-            f"the base of this run has changed since: {folder.path} is another model now.",
-            "Put back what the run was trained from, or train anew.",
-        )
 
 
 class _Counter:
@@ -161,7 +192,8 @@ class _Counter:
         self.bar.update(self.done, self.total, self.note)
 
 
-def _read(sample: SpokenSample, root: Path, system: str) -> Sample:
+def read_sample(sample: SpokenSample, root: Path, system: str, language: str = "en") -> Sample:
+    """What was spoken, as the scores take it; no sound where nothing was spoken."""
     import numpy as np
 
     from csm.audio import read_audio
@@ -169,13 +201,18 @@ def _read(sample: SpokenSample, root: Path, system: str) -> Sample:
 
     if sample.path is None:
         name = f"{system}/(nothing, seed {sample.seed})"
-        return Sample(name, sample.text, sample.seed, np.zeros(0, np.float32), 24_000, sample.stop_reason)
+        return Sample(name, sample.text, sample.seed, np.zeros(0, np.float32), 24_000, sample.stop_reason, language)
     wave, rate = read_audio(sample.path)
     name = sample.path.relative_to(root).as_posix()
-    return Sample(name, sample.text, sample.seed, wave, rate, sample.stop_reason)
+    return Sample(name, sample.text, sample.seed, wave, rate, sample.stop_reason, language)
 
 
-def _texts(file: Path | None, reference: Reference) -> Sequence[str]:
+def texts_of(file: Path | None, reference: Reference) -> Sequence[str]:
+    """What is to be said: the file's lines, else what the recordings say, else built-in sentences.
+
+    Raises:
+        CsmError: the file is missing, no UTF-8 text or empty.
+    """
     from csm.samples import DEFAULT_TEXTS
 
     if file is None:
@@ -190,13 +227,4 @@ def _texts(file: Path | None, reference: Reference) -> Sequence[str]:
         raise CsmError(f"{file} is not UTF-8 text.", "Save it as UTF-8.") from None
     if not any(lines):
         raise CsmError(f"{file} holds no text.", "Write one text a line.")
-    return [line for line in lines if line]
-
-
-def _speaker(lineage: dict[str, Any], given: int | None) -> int:
-    speakers = lineage["data"]["speakers"]
-    if given is not None:
-        return given
-    if len(speakers) > 1:
-        raise CsmError(f"the run was trained on speakers {', '.join(map(str, speakers))}.", "Choose one: --speaker N.")
-    return int(speakers[0])
+    return [line for line in dict.fromkeys(lines) if line]

@@ -146,6 +146,7 @@ def codes_alone(flags: dict[str, Any]) -> Path | None:
 def rows_if_heard(folder: Path, tuner: Any) -> list[list[Row]]:
     """The rows of a folder of codes where the run's samples are compared with their sounds; none are needed else."""
     from csm.data.codes_folder import read_rows
+    from csm.recipe import BY_SOUND
 
     recipe = tuner.resolved.recipe
-    return read_rows(folder) if recipe.sample_every or recipe.select_by == "speaker_similarity" else []
+    return read_rows(folder) if recipe.sample_every or recipe.select_by in BY_SOUND else []

@@ -29,6 +29,7 @@ LOSSES = {
     "validation_terms_loss": "of clips with a term",
     "validation_other_loss": "of clips without",
     "speaker_similarity": "speaker similarity of the samples spoken in training",
+    "score": "score of those samples, by which the best is chosen",
     "evaluated_similarity": "speaker similarity to the reference of `csm evaluate`",
 }
 

@@ -37,7 +37,7 @@ from csm.data.terms import TermClips, describe_terms, term_shares
 from csm.errors import CsmError
 from csm.model_folder import ModelFolder, open_folder, pointed_to
 from csm.presets import EPOCHS, PRESETS
-from csm.recipe import CHANGEABLE, Recipe, Resolved, nearest, resolve
+from csm.recipe import BY_SOUND, CHANGEABLE, Recipe, Resolved, nearest, resolve
 from csm.segment import Conversation, Segment
 from csm.tokenizer import TextTokenizer
 from csm.training.batch_fit import find_batch
@@ -270,8 +270,8 @@ class CSMFineTuner:
 
     def _follow(self, data: Tokenised, watch: Watchers) -> None:
         """Let epochs follow from the minutes to learn, and say what the user should know before the work."""
-        if self.resolved.recipe.select_by == "speaker_similarity" and watch.listen is None:
-            raise CsmError("select_by speaker_similarity needs someone who listens.", "Pass `watch` with `listen`.")
+        if (by := self.resolved.recipe.select_by) in BY_SOUND and watch.listen is None:
+            raise CsmError(f"select_by {by} needs someone who listens.", "Pass `watch` with `listen`.")
         if reason := self._set_epochs(data):
             watch.notice(f"epochs: {self.resolved.recipe.epochs}, from {reason}")
         for sentence in describe_limits(data, self.base, self.resolved.recipe):

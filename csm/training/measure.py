@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from csm.recipe import Recipe
+from csm.recipe import BY_SOUND, Recipe
 
 if TYPE_CHECKING:
     from csm.training.loop import Parts
@@ -57,7 +57,7 @@ def listen(parts: Parts, step: int, due: bool) -> dict[str, float]:
     Nothing of the run's state is touched: a run with samples learns what one without learns.
     """
     recipe = parts.recipe
-    chooses = due and recipe.select_by == "speaker_similarity"
+    chooses = due and recipe.select_by in BY_SOUND
     speaks = recipe.sample_every > 0 and step % recipe.sample_every == 0
     if parts.watch.listen is None or not (chooses or speaks):
         return {}
@@ -73,7 +73,7 @@ def listen(parts: Parts, step: int, due: bool) -> dict[str, float]:
 
 
 def distance(values: Mapping[str, float], select_by: str) -> float | None:
-    """What `best` goes by, lower is better: the validation loss, or 1 - speaker_similarity (1 where nothing was said)."""
-    if select_by == "speaker_similarity":
-        return 1.0 - values.get("speaker_similarity", 0.0)
+    """What `best` goes by, lower is better: the validation loss, or 1 less a figure of the samples (0 where there is none)."""
+    if select_by in BY_SOUND:
+        return 1.0 - values.get(select_by, 0.0)
     return values.get("validation_loss")

@@ -81,6 +81,9 @@ function step(by) {
   keep();
   show();
 }
+function unlessCut(error) {
+  if (error.name !== "AbortError") throw error; // rated before it began: the player was taken away
+}
 document.addEventListener("keydown", (event) => {
   if (event.target.tagName === "INPUT" || event.ctrlKey || event.metaKey || event.altKey) return;
   const rating = state.at < state.order.length;
@@ -91,7 +94,7 @@ document.addEventListener("keydown", (event) => {
     const playing = audios.findIndex((audio) => !audio.paused);
     audios.forEach((audio) => audio.pause());
     const next = audios[playing + 1];
-    if (next) { next.currentTime = 0; next.play(); }
+    if (next) { next.currentTime = 0; next.play().catch(unlessCut); }
   } else if (event.key === "Backspace") step(-1);
   else if (rating && "12345".includes(event.key)) rate(Number(event.key));
   else if (pair && "ab=".includes(event.key.toLowerCase())) choose(event.key.toLowerCase());
