@@ -43,7 +43,17 @@ def train(work: Path) -> dict[str, Path]:
     checkpoints = {}
     for name, (few, flags) in RUNS.items():
         data, out = work / ("few" if few else "all"), work / name
-        words = ["voice-adapt", "--speaker-id", SPEAKER, "--threads", 1, "--output-dir", out, "--cache-dir", work / "cache"]
+        words = [
+            "voice-adapt",
+            "--speaker-id",
+            SPEAKER,
+            "--threads",
+            1,
+            "--output-dir",
+            out,
+            "--cache-dir",
+            work / "cache",
+        ]
         words += ["--audio-dir", data / "audio", "--transcript-dir", data / "transcripts", *flags]
         done = CliRunner().invoke(main, [str(word) for word in words])
         assert done.exit_code == 0, done.output
@@ -71,10 +81,14 @@ def score(work: Path, models: Mapping[str, str | Path], seeds: range) -> list[di
     judges = make_judges(None, "en", False, [])
     reference, systems = Reference.from_folder(work / "held_out", judges), []
     for name, model in models.items():
-        spoken = speak_samples(load_generator(model, "cpu", "float32", 1, None), reference.texts, SPEAKER, seeds, work / "samples" / name)
+        spoken = speak_samples(
+            load_generator(model, "cpu", "float32", 1, None), reference.texts, SPEAKER, seeds, work / "samples" / name
+        )
         samples = [Sample(s.path.name, s.text, s.seed, *read_audio(s.path), s.stop_reason) for s in spoken if s.path]
         rows = score_system(name, samples, reference, judges=judges).samples
-        systems.append({"name": name, "rows": [[row["text"], row["seed"], *(row[key] for key in KEPT)] for row in rows]})
+        systems.append(
+            {"name": name, "rows": [[row["text"], row["seed"], *(row[key] for key in KEPT)] for row in rows]}
+        )
     return systems
 
 
@@ -91,7 +105,9 @@ def store(systems: list[dict[str, Any]]) -> None:
     texts = list(dict.fromkeys(row[0] for row in systems[0]["rows"]))
     parts = []
     for system in systems:
-        rows = [[texts.index(row[0]), row[1], *(v if v is None else round(v, 4) for v in row[2:])] for row in system["rows"]]
+        rows = [
+            [texts.index(row[0]), row[1], *(v if v is None else round(v, 4) for v in row[2:])] for row in system["rows"]
+        ]
         parts.append(f"{json.dumps(system['name'])}: [\n  " + ",\n  ".join(json.dumps(row) for row in rows) + "\n ]")
     STORED.write_text('{\n "columns": ' + json.dumps(["text", "seed", *KEPT]) + ",\n " + ",\n ".join(parts) + "\n}\n")
 
@@ -101,7 +117,10 @@ def stored() -> dict[str, list[dict[str, Any]]]:
     document = json.loads(STORED.read_text())
     columns = document.pop("columns")
     return {
-        name: [{**dict(zip(columns, row, strict=True)), "text": f"text {row[0]}", "name": f"{row[0]}-{row[1]}"} for row in rows]
+        name: [
+            {**dict(zip(columns, row, strict=True)), "text": f"text {row[0]}", "name": f"{row[0]}-{row[1]}"}
+            for row in rows
+        ]
         for name, rows in document.items()
     }
 

@@ -35,7 +35,9 @@ def require_prompts() -> None:
         pytest.skip(f"not installed: {', '.join(absent)}")
 
 
-def read_prompts(language: str, every: int, first: int = 0, seconds: tuple[float, float] = (2, 8)) -> dict[str, np.ndarray]:
+def read_prompts(
+    language: str, every: int, first: int = 0, seconds: tuple[float, float] = (2, 8)
+) -> dict[str, np.ndarray]:
     """Prompts that are words alone: text -> wave `(samples,)` at 16 kHz, every so many-th by name."""
     lines = gzip.decompress(_list(language).read_bytes()).decode().splitlines()
     texts = dict(re.split(r":\s*", line, maxsplit=1) for line in lines if ":" in line and not line.startswith(";"))

@@ -63,7 +63,9 @@ class TestChoice:
         assert right >= 18
 
     @pytest.mark.parametrize("metric", ["speaker_similarity", "word_error_rate"])
-    def test_one_checkpoint_under_other_seeds_is_called_different_three_times_in_twenty_at_most(self, metric: str) -> None:
+    def test_one_checkpoint_under_other_seeds_is_called_different_three_times_in_twenty_at_most(
+        self, metric: str
+    ) -> None:
         rng = np.random.default_rng(2)
         for name in ("base", "good"):
             called = 0
