@@ -13,6 +13,7 @@ import numpy as np
 from evaluation import naturalness, words
 from evaluation.measures import Measures, fault
 from evaluation.naturalness import measure_naturalness
+from evaluation.pauses import timing
 from evaluation.sample import Sample
 from evaluation.speaker import mean_embedding, similarity
 from evaluation.words import Recogniser, measure_words
@@ -47,7 +48,7 @@ class Judges:
         """The values under `KEYS`, and the words heard, None without a recogniser."""
         heard = None
         if self.recogniser is not None:
-            audible = fault(sample.wave, sample.rate) is None
+            audible = fault(sample.wave, sample.rate) is None and timing(sample.wave, sample.rate) is not None
             heard = self.recogniser(sample.wave, sample.rate) if audible else ""
         measures = measure_words(sample.text, heard, self.language)
         if self.predicts_mos:

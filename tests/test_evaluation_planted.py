@@ -79,26 +79,26 @@ class TestChoice:
 
 
 class TestGate:
-    """Eight texts with 16 seeds: what csm-tiny's word errors take to show a tenth."""
+    """Eight texts with 18 seeds: csm-tiny's word errors scatter so much that a tenth takes it."""
 
     rules = (Rule("speaker_similarity", catch=0.05), Rule("word_error_rate", catch=0.10))
     noise = calibrate(ROWS["good"])
-    repeats = 16
+    repeats = 18
 
     def codes(self, seed: int, **shift: float) -> list[int]:
         rng, found = np.random.default_rng(seed), []
-        for _ in range(100):
+        for _ in range(300):
             before, now = drawn(ROWS["good"], self.repeats, rng), drawn(ROWS["good"], self.repeats, rng, **shift)
             one, other = (Scores({}, [system("good", rows)], best="good") for rows in (now, before))
             found.append(exit_code(judge(self.rules, one, other, self.noise)))
         return found
 
-    def test_equal_models_raise_an_alarm_in_under_five_of_a_hundred(self) -> None:
-        assert self.codes(0).count(3) < 5
+    def test_equal_models_raise_an_alarm_under_five_times_in_a_hundred(self) -> None:
+        assert self.codes(0).count(3) < 15
 
     @pytest.mark.parametrize("fall", [{"speaker_similarity": -0.05}, {"word_error_rate": 0.10}])
-    def test_a_planted_fall_is_caught_in_95_of_a_hundred(self, fall: dict[str, float]) -> None:
-        assert self.codes(1, **fall).count(3) >= 95
+    def test_a_planted_fall_is_caught_95_times_in_a_hundred(self, fall: dict[str, float]) -> None:
+        assert self.codes(1, **fall).count(3) >= 285
 
 
 @pytest.mark.long

@@ -56,6 +56,9 @@ for _command in (gate, calibrate, audio, listen, collect):
 @click.option("--language", default="en", show_default=True, help="of the texts")
 @click.option("--mos/--no-mos", default=True, help="predict opinions where distillmos is installed  [default: mos]")
 @click.option("--other", "others", multiple=True, type=PATH, help="recordings of another voice; may be repeated")
+@click.option(
+    "--db", type=PATH, help="registry whose other voices are compared with; default: the one in your data folder"
+)
 @click.option("--terms", type=PATH, help="terms, one a line: how often each is heard, and what instead")
 @click.option("--json", "json_path", metavar="FILE", help="write scores.json; - is stdout")
 @click.option("--markdown", "markdown_path", metavar="FILE", help="write a report; - is stdout")
@@ -67,6 +70,7 @@ def run(target: Path, reference: Path, table: str, **flags: Any) -> None:
 
     A run keeps its scores in report/ as well. Samples that are there already are not made again.
     """
+    from csm.cli.neighbours import registered_voices
     from csm.cli.reports import Reports
     from csm.cli.scoring import make_judges, score_folder, score_run
     from csm.training.card import refresh_cards
@@ -82,7 +86,9 @@ def run(target: Path, reference: Path, table: str, **flags: Any) -> None:
     asked = Reports.planned(target, reference, **{kind: flags[f"{kind}_path"] for kind in ("json", "markdown", "html")})
     kept = {"json": "scores.json", "markdown": "report.md", "html": "report.html"} if folder.exists else {}
     own = Reports.planned(target, reference, **{kind: str(target / "report" / name) for kind, name in kept.items()})
-    judges = make_judges(flags["asr_model"], flags["language"], flags["mos"], flags["others"])
+    judges = make_judges(
+        flags["asr_model"], flags["language"], flags["mos"], flags["others"], registered_voices(flags["db"], target)
+    )
     terms = _terms(flags["terms"], judges)
     recordings = Reference.from_folder(reference, judges)
     for name, reason in recordings.skipped.items():

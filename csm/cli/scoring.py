@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,8 @@ from csm.cli.console import say, warn
 from csm.errors import CsmError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from csm.generator import Generator
     from csm.model_folder import ModelFolder
     from csm.samples import SpokenSample
@@ -19,8 +21,16 @@ if TYPE_CHECKING:
     from evaluation.score import Reference, Sample, SystemScores
 
 
-def make_judges(asr_model: str | None, language: str, predicts_mos: bool, others: Sequence[Path]) -> Judges:
+def make_judges(
+    asr_model: str | None,
+    language: str,
+    predicts_mos: bool,
+    others: Sequence[Path],
+    registered: Mapping[str, np.ndarray] | None = None,
+) -> Judges:
     """Who is asked besides the sounds themselves; without a recogniser a sentence says how to get one.
+
+    The other voices are those in the folders `others` and the `registered` ones, `(256,)` by name.
 
     Raises:
         CsmError: a recogniser was named that cannot be had, or a folder of another voice holds none.
@@ -42,7 +52,8 @@ def make_judges(asr_model: str | None, language: str, predicts_mos: bool, others
         say("words are not scored: there is no recogniser (pip install 'csm-finetune[asr]', or --asr-model PATH)")
     if predicts_mos and not installed():
         say(f"naturalness is not predicted: {INSTALL}")
-    voices = {str(folder): Reference.from_folder(folder).embedding for folder in others}
+    voices = dict(registered or {})
+    voices |= {str(folder): Reference.from_folder(folder).embedding for folder in others}
     return Judges(recogniser, language, predicts_mos and installed(), voices)
 
 
