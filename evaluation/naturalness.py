@@ -1,8 +1,9 @@
 """How natural a voice sounds: the mean opinion score (1 bad to 5 excellent) that listeners would give, as a model predicts it.
 
 The model is DistillMOS (Stahl and Gamper, arXiv 2502.05356; Microsoft, MIT), an optional package that carries its
-weights. Limits: trained on telephony and codecs, so its scale is not that of a listening test of yours: compare systems,
-not studies. Scores are taken before a watermark is put in.
+weights. It looks at 7.68 s; a shorter sound is repeated until it fills them, since the silence that the package would add
+costs .3 to .7. Limits: trained on telephony and codecs, so its scale is not that of a listening test of yours: compare
+systems, not studies. Scores are taken before a watermark is put in.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ RATE = 16_000
 KEYS = ("predicted_mos",)
 SHORTEST_SECONDS = 0.5
 PREDICTOR = "distillmos 0.9.1"
+WINDOW = 122_880  # samples the model looks at
 INSTALL = "pip install --no-deps distillmos==0.9.1 xls-r-sqa==0.1.0"
 
 
@@ -51,10 +53,12 @@ def measure_naturalness(wave: np.ndarray, rate: int) -> Measures:
         return Measures.absent(KEYS, f"The clip is shorter than {SHORTEST_SECONDS} s.")
     import torch
 
-    narrow = torch.from_numpy(resample(np.asarray(wave, dtype=np.float32), rate, RATE))
+    narrow = resample(np.asarray(wave, dtype=np.float32), rate, RATE)
+    if len(narrow) < WINDOW:
+        narrow = np.resize(narrow, WINDOW)  # repeats it
     measures = Measures()
     with torch.inference_mode():
-        measures.put("predicted_mos", float(_model()(narrow[None]).reshape(-1)[0]))
+        measures.put("predicted_mos", float(_model()(torch.tensor(narrow)[None]).reshape(-1)[0]))
     return measures
 
 

@@ -64,7 +64,8 @@ def word_errors(text: str, heard: str, language: str = "en") -> tuple[int, int]:
 def normalise(text: str, language: str = "en") -> str:
     """The words as they are compared: lower case, no punctuation, digits one by one."""
     english = language.split("-")[0].lower() == "en"
-    words = _normaliser(english)(text.replace("’", "'")).split()
+    words = _normaliser(english)(text.replace("’", "'").replace(" %", "%")).split()
+    words = [word for word in words if word.strip(".")]  # it leaves dots of `...` behind
     if english:
         words = [_BRITISH.get(word, word) for word in words]
     return re.sub(r"(?<=\d)(?=\d)", " ", " ".join(words))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evaluation.choice import choose_best
-from evaluation.judges import Judges
+from evaluation.judges import SAME_VOICE, Judges
 from evaluation.sample import Sample
 from evaluation.score import SystemScores
 from evaluation.speaker import similarity
@@ -123,7 +123,7 @@ class TestJudges:
         target, other = (np.abs(rng.normal(size=256)).astype(np.float32) for _ in range(2))
         target, other = target / np.linalg.norm(target), other / np.linalg.norm(other)
         found = Judges(others={"other": other}).compare([target, target, other], target).values
-        own = similarity(target, other) > 0.81
+        own = similarity(target, other) > SAME_VOICE
         assert found["same_voice_share"] == pytest.approx(1.0 if own else 2 / 3)
         assert found["nearest_other_similarity"] > similarity(target, other)
         assert Judges().compare([], target).values == {"same_voice_share": None, "nearest_other_similarity": None}

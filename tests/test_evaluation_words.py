@@ -22,6 +22,8 @@ class TestNormalise:
             ("twenty-one grey cats", "21 gray cats"),
             ("We cannot stay", "we can’t stay"),
             ("Dr. Smith", "doctor smith"),
+            ("Please hold ...", "please hold"),
+            ("Now 50 % off", "now fifty percent off"),
         ],
     )
     def test_ways_of_writing_are_one(self, one: str, other: str) -> None:
@@ -51,7 +53,7 @@ class TestErrors:
             "character_error_rate": 0,
         }
 
-    @pytest.mark.parametrize(("text", "heard"), [(None, "a"), ("", "a"), ("?!", "a"), ("hello", None)])
+    @pytest.mark.parametrize(("text", "heard"), [(None, "a"), ("", "a"), ("?!", "a"), ("?! ...", "a"), ("hello", None)])
     def test_what_is_missing_is_said(self, text: str | None, heard: str | None) -> None:
         found = measure_words(text, heard)
         assert set(found.values.values()) == {None}

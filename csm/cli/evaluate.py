@@ -67,7 +67,11 @@ for _command in (gate, calibrate, audio, listen, collect):
 @click.option("--other", "others", multiple=True, type=PATH, help="recordings of another voice; may be repeated")
 @click.option("--style", type=PATH, help="recordings of the style to be reached; default: the reference")
 @click.option("--terms", type=PATH, help="terms, one a line: how often each is heard, and what instead")
-@click.option("--db", type=PATH, help="the registry of voices; default: the one in your data folder")
+@click.option(
+    "--db",
+    type=PATH,
+    help="the registry of voices, the others of which are compared with; default: in your data folder",
+)
 @click.option("--json", "json_path", metavar="FILE", help="write scores.json; - is stdout")
 @click.option("--markdown", "markdown_path", metavar="FILE", help="write a report; - is stdout")
 @click.option("--html", "html_path", metavar="FILE", help="write one page to hear and see; - is stdout")
@@ -82,6 +86,7 @@ def run(target: str, reference: Path, table: str, **flags: Any) -> None:
     A run keeps its scores in report/ as well. Samples that are there already are not made again.
     """
     from csm.cli.contest import contest
+    from csm.cli.neighbours import registered_voices
     from csm.cli.reports import Reports
     from csm.cli.scoring import make_judges
     from evaluation.memory import Memory
@@ -95,7 +100,8 @@ def run(target: str, reference: Path, table: str, **flags: Any) -> None:
     kept = {kind: str(folder.path / "report" / name) for kind, name in KINDS.items()} if folder else {}
     own = Reports.planned(field, reference, **kept)
     memory = Memory(field.speakers[0].root / "judged.json") if field.speakers else None
-    judges = make_judges(flags["asr_model"], flags["language"], flags["mos"], flags["others"], memory)
+    registered = registered_voices(flags["db"], folder.path if folder else Path(target))
+    judges = make_judges(flags["asr_model"], flags["language"], flags["mos"], flags["others"], memory, registered)
     terms, recordings = _terms(flags["terms"], judges), _recordings(reference, flags["style"], judges)
     systems, forgetting = field.score(recordings, reference, judges, flags)
     scores = Scores.of(recordings, systems, terms, flags["language"], forgetting)
