@@ -16,12 +16,12 @@ from functools import cached_property
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from csm.backend import FrameRequest
 from csm.frames import is_end
-from csm.torch.generate import FusedStack, Memory, Picker, Span, TorchFrameGenerator, rotations, span
+from csm.torch.choice import Picker, Pickers
+from csm.torch.generate import FusedStack, Memory, Span, TorchFrameGenerator, rotations, span
 from csm.torch.memory import available_memory
 
 ROWS = {"cpu": 16}  # rows that pay (docs/performance.md)
@@ -42,7 +42,7 @@ class Row:
     @cached_property
     def codes(self) -> np.ndarray:
         """(K, T)."""
-        return np.stack(self.frames, 1) if self.frames else np.zeros((self.picker.codebooks, 0), np.int64)
+        return np.stack(self.frames, 1) if self.frames else np.zeros((self.picker.shape[0], 0), np.int64)
 
     def take(self, codes: np.ndarray) -> bool:
         """Add a frame (K,); whether there is more to come."""
@@ -56,10 +56,11 @@ def speak_rows(
     model: TorchFrameGenerator, requests: Sequence[FrameRequest], size: int | None
 ) -> Iterator[tuple[int, np.ndarray]]:
     """See `csm.backend.FrameGenerator.batch`."""
-    length = max((len(r.prompt) + r.limit for r in requests), default=1) - 1
+    if not requests:
+        return iter(())
+    length = max(len(request.prompt) + request.limit - 1 for request in requests)
     assert length <= model.capacity, "prompt and frames exceed the cache"
-    rows = min(len(requests), size or useful_rows(model, length))
-    return Batch(model, rows, length).speak(requests) if rows else iter(())
+    return Batch(model, min(len(requests), size or useful_rows(model, length)), length).speak(requests)
 
 
 def useful_rows(model: TorchFrameGenerator, length: int) -> int:
@@ -76,7 +77,9 @@ class Batch:
     @torch.inference_mode()
     def __init__(self, model: TorchFrameGenerator, size: int, length: int):
         self.model, self.size = model, size
-        self.cache = model.backbone.cache(size, length).zero_()  # hidden positions are multiplied by 0, so must be finite
+        self.cache = model.backbone.cache(
+            size, length
+        ).zero_()  # hidden positions are multiplied by 0, so must be finite
         self.spans: dict[int, list[Span]] = {}
         self.rows: list[Row] = []
 
@@ -112,7 +115,7 @@ class Batch:
         while waiting and len(self.rows) < self.size:
             place = len(self.rows)
             number, request = waiting.popleft()
-            picker = Picker(request.sampling, self.model.codebooks, self.cache.device)
+            picker = self.model.picker(request.sampling)
             rows, stack = self.model.embed(request.prompt), self.model.backbone
             own = self.cache[:, :, place : place + 1]
             states.append(stack.append(rows, span(stack, own, 0, len(rows))))
@@ -155,35 +158,3 @@ def ragged_span(stack: FusedStack, cache: Tensor, positions: Sequence[int]) -> S
     mask = torch.zeros(hidden.shape, dtype=cache.dtype, device=cache.device).masked_fill_(hidden, -torch.inf)
     memories = [RaggedMemory(layer, (torch.arange(len(at), device=at.device), at), end) for layer in cache]
     return Span(stack, memories, rotations(stack.cos[at], stack.sin[at]), len(at), mask[:, None, None])
-
-
-class Pickers:
-    """Chooses for several rows at once as each row's own `Picker` would, from the same random numbers."""
-
-    def __init__(self, rows: Sequence[Picker]):
-        self.rows = rows
-        self.greedy = [row.temperature == 0 for row in rows]
-        self.by_row = any(row.temperature > 0 and row.top_k == 0 for row in rows)  # noise for every code: no shared draw
-        device = rows[0].device
-        self.is_greedy = torch.tensor(self.greedy, device=device)
-        temperatures = [row.temperature or 1.0 for row in rows]
-        self.temperatures = torch.tensor(temperatures, device=device, dtype=torch.float32)[:, None]
-        self.widest = max((row.top_k for row in rows if row.temperature > 0), default=0)
-        self.noise = torch.full((rows[0].codebooks, len(rows), self.widest), torch.inf, device=device)
-
-    def new_frame(self) -> None:
-        for i, row in enumerate(self.rows):
-            row.new_frame()
-            if row.temperature > 0 and not self.by_row:
-                self.noise[:, i, : row.top_k] = row.noise.view(-1, row.top_k)
-
-    def __call__(self, logits: Tensor, codebook: int) -> Tensor:
-        """logits (B, V) -> the chosen codes (B,)."""
-        if all(self.greedy):
-            return logits.argmax(-1)
-        if self.by_row:
-            return torch.cat([row(logits[i : i + 1], codebook) for i, row in enumerate(self.rows)])
-        best, ids = (logits.float() / self.temperatures).topk(min(self.widest, logits.shape[-1]))
-        chosen = (best - self.noise[codebook, :, : best.shape[-1]]).argmax(-1, keepdim=True)
-        picked = ids.gather(-1, chosen).squeeze(-1)
-        return torch.where(self.is_greedy, logits.argmax(-1), picked) if any(self.greedy) else picked

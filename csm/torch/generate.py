@@ -9,7 +9,6 @@ heads, D head width, K codebooks, V audio vocabulary. Rows stand sequence by seq
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from csm.backend import FrameRequest, Sampling
 from csm.config import Stack
 from csm.frames import Frames, is_end
+from csm.torch.choice import Choice, Picker
 from csm.torch.model import Csm, Layer, Linear, Transformer, rope_tables
 
 GAP = 16  # floats: a cache line
@@ -92,14 +92,14 @@ class FusedStack:
         self.norm = transformer.norm.weight.detach()
         self.layers = [FusedLayer(layer) for layer in transformer.layers]  # type: ignore[arg-type]
         self.eps = torch.tensor(self.stack.rms_norm_eps, device=self.norm.device)
-        self.cos, self.sin = (table[:, 0] for table in rope_tables(self.stack, length, self.norm.device, self.norm.dtype))
+        self.cos, self.sin = (
+            table[:, 0] for table in rope_tables(self.stack, length, self.norm.device, self.norm.dtype)
+        )
 
     def cache(self, sequences: int, length: int) -> Tensor:
         """Room for the keys and values of every layer, (layers, 2, B, G, length, D), not filled."""
         shape = self.stack
-        return self.norm.new_empty(
-            len(self.layers), 2, sequences, shape.num_key_value_heads, length, shape.head_dim
-        )
+        return self.norm.new_empty(len(self.layers), 2, sequences, shape.num_key_value_heads, length, shape.head_dim)
 
     def append(self, rows: Tensor, span: Span) -> Tensor:
         """Run `rows` (B * L, W) at the span's positions; the output of each sequence's last (B, W)."""
@@ -145,7 +145,9 @@ class Span:
         mask: which of the `end` positions a row sees, to be spread over (B, H, L, end); None for all.
     """
 
-    def __init__(self, stack: FusedStack, memories: Sequence[Memory], turn: Tensor, sequences: int, mask: Tensor | None):
+    def __init__(
+        self, stack: FusedStack, memories: Sequence[Memory], turn: Tensor, sequences: int, mask: Tensor | None
+    ):
         shape, rows = stack.stack, len(turn)
         heads, groups, width = shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim
         self.memories, self.turn, self.mask = memories, turn, mask
@@ -219,7 +221,7 @@ class TorchFrameGenerator:
     def frames(self, prompt: Frames, sampling: Sampling, limit: int) -> Iterator[np.ndarray]:
         """Yield frames of codes `(K,)` int64 until the end frame, which is not given out, or `limit` of them."""
         assert len(prompt) + limit - 1 <= self.capacity, "prompt and frames exceed the cache"
-        picker = Picker(sampling, self.codebooks, self.audio_table.device)
+        picker = self.picker(sampling)
         try:
             room = self.idle.pop()
         except IndexError:
@@ -244,6 +246,10 @@ class TorchFrameGenerator:
         from csm.torch.batch import speak_rows
 
         return speak_rows(self, requests, size)
+
+    def picker(self, sampling: Sampling) -> Picker:
+        """What chooses one row's codes."""
+        return Picker(sampling, self.codebooks, self.heads[0].shape[1], self.audio_table.device)
 
     def depth_spans(self, sequences: int) -> list[Span]:
         """The depth decoder's steps over a cache of their own: positions 0 and 1, then each one up to K - 1."""
@@ -275,38 +281,3 @@ class TorchFrameGenerator:
             codes.append(picker(torch.mm(out, self.heads[i]), i))
             rows = F.embedding(codes[i], self.table_of[i])
         return torch.stack(codes, 1)
-
-
-class Choice(Protocol):
-    """From logits to codes, a frame's K in turn."""
-
-    def new_frame(self) -> None: ...
-
-    def __call__(self, logits: Tensor, codebook: int) -> Tensor:
-        """logits (B, V) -> the chosen codes (B,)."""
-        ...
-
-
-class Picker:
-    """Greedy or top-k choice; the noise of a whole frame is drawn at once (Gumbel's trick)."""
-
-    def __init__(self, sampling: Sampling, codebooks: int, device: torch.device):
-        self.temperature, self.top_k, self.codebooks = sampling.temperature, sampling.top_k, codebooks
-        self.device, self.noise = device, torch.empty(0)
-        self.generator = torch.Generator(device).manual_seed(sampling.seed)
-
-    def new_frame(self) -> None:
-        if self.temperature > 0 and self.top_k > 0:
-            shape = (self.codebooks, self.top_k)
-            self.noise = torch.empty(shape, device=self.device).exponential_(generator=self.generator).log_()
-
-    def __call__(self, logits: Tensor, codebook: int) -> Tensor:
-        """logits (1, V) -> the chosen code (1,)."""
-        if self.temperature == 0:
-            return logits.argmax(-1)
-        scaled = logits.float() / self.temperature
-        if self.top_k == 0:
-            noise = torch.empty_like(scaled).exponential_(generator=self.generator).log_()
-            return scaled.sub_(noise).argmax(-1)
-        best, ids = scaled.topk(min(self.top_k, scaled.shape[-1]))
-        return ids.gather(-1, (best - self.noise[codebook, : best.shape[-1]]).argmax(-1, keepdim=True)).squeeze(-1)
