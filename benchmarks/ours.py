@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from benchmarks.work import LEARNING_RATE, WEIGHT_DECAY, Arrays, read_weights
+from benchmarks.work import BATCHES, LEARNING_RATE, WEIGHT_DECAY, Arrays, read_weights
 from csm.backend import Backend, FrameGenerator, FrameRequest, Sampling, Trainer, choose_backend
 from csm.data.batches import Batch
 from csm.frames import text_rows
@@ -41,7 +41,7 @@ class OurPeer:
         return self.backend.trainer(self.folder, RECIPES[work], adapter)
 
     def prepare(self, work: str) -> None:
-        if work == "generate":
+        if work in BATCHES:
             assert self.generator.capacity
             return
         self.prepared = self.trainer(work)
