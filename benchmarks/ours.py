@@ -7,8 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from benchmarks.work import LEARNING_RATE, WEIGHT_DECAY, Arrays, read_weights
-from csm.backend import Backend, FrameGenerator, Sampling, Trainer, choose_backend
+from benchmarks.work import BATCHES, LEARNING_RATE, WEIGHT_DECAY, Arrays, read_weights
+from csm.backend import Backend, FrameGenerator, FrameRequest, Sampling, Trainer, choose_backend
 from csm.data.batches import Batch
 from csm.frames import text_rows
 from csm.model_folder import ModelFolder, open_folder
@@ -41,7 +41,7 @@ class OurPeer:
         return self.backend.trainer(self.folder, RECIPES[work], adapter)
 
     def prepare(self, work: str) -> None:
-        if work == "generate":
+        if work in BATCHES:
             assert self.generator.capacity
             return
         self.prepared = self.trainer(work)
@@ -51,10 +51,12 @@ class OurPeer:
         return self.prepared.step([batch_of(batch)], LEARNING_RATE)["loss"]
 
     def generate(self, text_ids: np.ndarray, frames: int) -> np.ndarray:
-        """One prompt after the other: csm speaks for one listener."""
-        codebooks = self.folder.config.num_codebooks
-        spoken = (self.generator.frames(text_rows(ids, codebooks), Sampling(0.0), frames) for ids in text_ids)
-        return np.stack([np.stack(list(codes)) for codes in spoken])
+        codebooks, sampling = self.folder.config.num_codebooks, Sampling(0.0)
+        if len(text_ids) == 1:
+            return np.stack(list(self.generator.frames(text_rows(text_ids[0], codebooks), sampling, frames)))[None]
+        requests = [FrameRequest(text_rows(ids, codebooks), sampling, frames) for ids in text_ids]
+        spoken = dict(self.generator.batch(requests, len(requests)))
+        return np.stack([spoken[row].T for row in range(len(requests))])
 
 
 def batch_of(arrays: Arrays) -> Batch:

@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.folders import ready_folder
 from benchmarks.report import LOSS_TOLERANCE, comparison, measurement, ratios, show
 from benchmarks.shapes import SHAPES
-from benchmarks.work import WORKS, Job
+from benchmarks.work import BATCHES, TRAIN_BATCH, WORKS, Job
 from benchmarks.worker import ADAPTERS, run_rounds
 
 REFERENCE = "transformers"
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
 def check(args: argparse.Namespace, work: str) -> bool:
     """Time nothing: does the implementation do transformers' work?"""
     jobs = jobs_of(args, work, [REFERENCE, args.impl])
-    rounds = 1 if work == "generate" else CHECKED_UPDATES
+    rounds = 1 if work in BATCHES else CHECKED_UPDATES
     expected, found = run_rounds([replace(job, warmup=0) for job in jobs], rounds)
     record = comparison(jobs[1], expected, found)
     show(record)
@@ -58,7 +58,7 @@ def measure(args: argparse.Namespace, work: str) -> bool:
 
 def jobs_of(args: argparse.Namespace, work: str, impls: Sequence[str]) -> list[Job]:
     """One job for each implementation."""
-    batch = args.batch or (1 if work == "generate" else 2)
+    batch = args.batch or BATCHES.get(work, TRAIN_BATCH)
     shared = (work, args.config, str(args.folder), args.dtype, args.threads, batch, args.frames, args.decoder_fraction)
     return [Job(impl, *shared, args.warmup) for impl in impls]
 
@@ -84,7 +84,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--decoder-fraction", type=share, default=1.0, help="share of frames that train the depth decoder (default 1.0)"
     )
-    add("--batch", type=int, help="default 2 to train, 1 to generate")
+    add("--batch", type=int, help="default 2 to train, 1 to generate, 8 to generate-batch")
     add("--frames", type=int, default=50, help="frames to generate (default %(default)s)")
     add("--rounds", type=int, default=5, help="measured rounds (default %(default)s)")
     add("--warmup", type=int, default=1, help="rounds before them (default %(default)s)")

@@ -32,7 +32,7 @@ def measurement(job: Job, rounds: Rounds) -> dict[str, Any]:
     record |= {"cpu_seconds": median(each("cpu_seconds"))}
     record |= {"loaded_rss_mb": rounds[0]["loaded_rss_mb"], "peak_rss_mb": max(each("peak_rss_mb"))}
     record |= {"grown_rss_mb": max(each("grown_rss_mb"))}
-    if job.work != "generate":
+    if not job.generates:
         return record | {"decoder_fraction": job.decoder_fraction, "loss": rounds[0]["loss"]}
     first = median(each("first_frame_seconds"))
     return record | {
@@ -64,7 +64,7 @@ def ratios(jobs: Sequence[Job], results: Sequence[Rounds]) -> Iterator[dict[str,
 def comparison(job: Job, expected: Rounds, found: Rounds) -> dict[str, Any]:
     """What a check says: greedy codes are equal, or losses over a few updates are within the tolerance."""
     record = {"check": job.work, "impl": job.impl, "config": job.config, "dtype": job.dtype, "batch": job.batch}
-    if job.work == "generate":
+    if job.generates:
         codes, others = np.array(expected[0]["codes"]), np.array(found[0]["codes"])
         wrong = (codes != others).any(-1).any(0)
         return record | {

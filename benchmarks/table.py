@@ -17,7 +17,7 @@ from statistics import median
 from benchmarks.folders import ready_folder
 from benchmarks.report import Rounds, ratios
 from benchmarks.shapes import SHAPES
-from benchmarks.work import WORKS, Job
+from benchmarks.work import BATCHES, TRAIN_BATCH, WORKS, Job
 from benchmarks.worker import run_rounds
 
 PEERS = ("transformers", "ours")
@@ -31,8 +31,8 @@ def main(argv: Sequence[str]) -> None:
     for dtype in args.dtypes.split(","):
         folder = str(ready_folder(args.config, dtype))
         for work in args.works.split(","):
-            for fraction in (1.0,) if work == "generate" else (1.0, 1 / 16):
-                batch = 1 if work == "generate" else 2
+            for fraction in (1.0,) if work in BATCHES else (1.0, 1 / 16):
+                batch = BATCHES.get(work, TRAIN_BATCH)
                 jobs = [Job(peer, work, args.config, folder, dtype, 1, batch, 50, fraction, 1) for peer in PEERS]
                 print(row(jobs, run_rounds(jobs, args.rounds)), flush=True)
 
@@ -44,7 +44,7 @@ def row(jobs: Sequence[Job], results: Sequence[Rounds]) -> str:
     spread = [f"{r['median']:.2f} ({r['min']:.2f} - {r['max']:.2f})" for r in (of["seconds"], of["cpu_seconds"])]
     grown = [max(result["grown_rss_mb"] for result in rounds) for rounds in results]
     memory = f"{grown[1] / grown[0]:.2f} ({grown[0]:.0f} MB, {grown[1]:.0f} MB)"
-    fraction = "" if job.work == "generate" else "1" if job.decoder_fraction == 1 else "1/16"
+    fraction = "" if job.generates else "1" if job.decoder_fraction == 1 else "1/16"
     return f"| {' | '.join([job.work, job.dtype, fraction, *times, *spread, memory])} |"
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import CsmForConditionalGeneration, logging
 
-from benchmarks.work import LEARNING_RATE, WEIGHT_DECAY, Arrays, read_weights
+from benchmarks.work import BATCHES, LEARNING_RATE, WEIGHT_DECAY, Arrays, read_weights
 
 IGNORED = -100
 
@@ -34,7 +34,7 @@ class TransformersPeer:
         self.optimizer: torch.optim.AdamW | None = None
 
     def prepare(self, work: str) -> None:
-        if work != "generate":
+        if work not in BATCHES:
             self.optimizer = self._optimizer(work)
         read_weights(self.model)
 

@@ -11,8 +11,10 @@ import numpy as np
 
 from benchmarks.shapes import SHAPES
 
-WORKS = ("generate", "train-full", "train-lora", "train-voice")
+WORKS = ("generate", "generate-batch", "train-full", "train-lora", "train-voice")
 TEXT_TOKENS, TRAIN_FRAMES = 40, 125
+BATCHES = {"generate": 1, "generate-batch": 8}  # rows where no number is given; the others have TRAIN_BATCH
+TRAIN_BATCH = 2
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01
 
 Arrays = dict[str, np.ndarray]
@@ -41,7 +43,7 @@ class Peer(Protocol):
         ...
 
     def generate(self, text_ids: np.ndarray, frames: int) -> np.ndarray:
-        """text_ids (B, T) -> greedy codes (B, frames, K)."""
+        """text_ids (B, T) -> greedy codes (B, frames, K); the B rows side by side where it can. No row ends by itself."""
         ...
 
 
@@ -59,6 +61,11 @@ class Job:
     frames: int
     decoder_fraction: float
     warmup: int
+
+    @property
+    def generates(self) -> bool:
+        """Whether frames are made, and nothing is trained."""
+        return self.work in BATCHES
 
 
 def prompt(config: str, batch: int) -> np.ndarray:
@@ -82,7 +89,7 @@ def training_batch(config: str, batch: int, fraction: float) -> Arrays:
 
 def round_of_work(job: Job, peer: Peer) -> Callable[[], dict[str, Any]]:
     """A function that does the job's work once and gives its times and its result."""
-    if job.work == "generate":
+    if job.generates:
         text_ids = prompt(job.config, job.batch)
         return lambda: _generation(peer, text_ids, job.frames)
     batch = training_batch(job.config, job.batch, job.decoder_fraction)

@@ -35,6 +35,15 @@ class Sampling:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class FrameRequest:
+    """What one row of a batch shall speak: at most `limit` frames after `prompt`."""
+
+    prompt: Frames
+    sampling: Sampling
+    limit: int
+
+
 class FrameGenerator(Protocol):
     """A model made ready to speak."""
 
@@ -42,6 +51,17 @@ class FrameGenerator(Protocol):
 
     def frames(self, prompt: Frames, sampling: Sampling, limit: int) -> Iterator[np.ndarray]:
         """Yield frames of codes `(K,)` until the end frame, which is not given out, or `limit` of them."""
+        ...
+
+    def batch(self, requests: Sequence[FrameRequest], size: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """Speak requests side by side: each one's number and codes `(K, T)`, as they end; T is 0 where nothing was said.
+
+        A request's codes are those that `frames` gives it, but where two codes are as likely as rounding can tell.
+
+        Args:
+            requests: rows of different lengths, samplings and limits.
+            size: how many speak at a time, so how much memory is taken; None takes what pays on the device and fits.
+        """
         ...
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from csm.audio import load_wave, normalise_loudness, trim
-from csm.backend import Backend, Sampling, choose_backend
+from csm.backend import Backend, FrameRequest, Sampling, choose_backend
 from csm.errors import CsmError
 from csm.frames import Frames, join, text_rows, turn
 from csm.model_folder import ModelFolder, open_folder
@@ -58,6 +58,19 @@ class Speech:
     @property
     def seconds(self) -> float:
         return len(self.wave) / self.sample_rate
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing to say of several; the arguments of `Generator.speak`."""
+
+    text: str
+    speaker: int = 0
+    context: Sequence[Segment] = ()
+    temperature: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    max_audio_length_ms: float | None = None
 
 
 class Generator:
@@ -104,26 +117,60 @@ class Generator:
         Raises:
             CsmError: the text is empty or unreadable, the prompt leaves no room, or nothing was spoken.
         """
-        _check_numbers(seed=(seed, Integral), max_audio_length_ms=(max_audio_length_ms, Real))
-        seed = secrets.randbelow(2**31) if seed is None else seed
-        sampling = replace(self.sampling(temperature, top_k), seed=seed)
-        return self._speak(text, self.prompt(text, speaker, context), sampling, max_audio_length_ms)
+        request = Request(text, speaker, context, temperature, top_k, seed, max_audio_length_ms)
+        return self._speak(text, self._asked(request))
 
-    def _speak(self, text: str, prompt: Frames, sampling: Sampling, max_ms: float | None) -> Speech:
+    def speak_batch(self, requests: Sequence[Request], size: int | None = None) -> list[Speech | NothingSpokenError]:
+        """Say several things side by side, each as `speak` says it alone with the same seed; see `speak_each`."""
+        spoken = dict(self.speak_each(requests, size))
+        return [spoken[number] for number in range(len(requests))]
+
+    def speak_each(
+        self, requests: Sequence[Request], size: int | None = None
+    ) -> Iterator[tuple[int, Speech | NothingSpokenError]]:
+        """As `speak_batch`: each request's number and what came of it, as soon as it has ended.
+
+        Args:
+            requests: what to say; where nothing was spoken the error is given, and the others go on.
+            size: how many are spoken at a time; None takes what pays on the device and fits its memory.
+
+        Raises:
+            CsmError: as `speak`, for the first request that cannot be; before anything is said.
+        """
+        asked = [self._asked(request) for request in requests]
+        for number, codes in self.model.batch(asked, size):
+            try:
+                yield number, self._speech(requests[number].text, asked[number], codes)
+            except NothingSpokenError as nothing:
+                yield number, nothing
+
+    def _asked(self, request: Request) -> FrameRequest:
+        """What the model is asked for: prompt, sampling, limit."""
+        _check_numbers(seed=(request.seed, Integral), max_audio_length_ms=(request.max_audio_length_ms, Real))
+        seed = secrets.randbelow(2**31) if request.seed is None else request.seed
+        sampling = replace(self.sampling(request.temperature, request.top_k), seed=seed)
+        prompt = self.prompt(request.text, request.speaker, request.context)
+        return self._limited(request.text, prompt, sampling, request.max_audio_length_ms)
+
+    def _limited(self, text: str, prompt: Frames, sampling: Sampling, max_ms: float | None) -> FrameRequest:
         unread = self.tokenizer.unknown_characters(text)
         if text.strip() and not set(text) - set(unread) - set(string.whitespace + string.punctuation):
             raise CsmError(f"this model can read nothing of the text {text!r}.", "Write numbers as words.")
-        limit = self._frame_limit(text, max_ms, len(prompt))
-        frames = list(self.model.frames(prompt, sampling, limit))
-        if not frames:
+        return FrameRequest(prompt, sampling, self._frame_limit(text, max_ms, len(prompt)))
+
+    def _speak(self, text: str, asked: FrameRequest) -> Speech:
+        frames = list(self.model.frames(asked.prompt, asked.sampling, asked.limit))
+        return self._speech(text, asked, np.stack(frames, axis=1) if frames else np.zeros((0, 0), np.int64))
+
+    def _speech(self, text: str, asked: FrameRequest, codes: np.ndarray) -> Speech:
+        """The codes as sound. Raises NothingSpokenError where there are none."""
+        if codes.shape[1] == 0:
             raise NothingSpokenError(
-                f"the model ended before it said anything (seed {sampling.seed}).",
+                f"the model ended before it said anything (seed {asked.sampling.seed}).",
                 "Try another --seed, or a longer text.",
             )
-        codes = np.stack(frames, axis=1)
-        stop = "length" if len(frames) == limit else "end"
-        wave = self.codec.decode(codes)
-        return Speech(wave, self.sample_rate, codes, stop, sampling.seed, unread)
+        stop, unread = "length" if codes.shape[1] == asked.limit else "end", self.tokenizer.unknown_characters(text)
+        return Speech(self.codec.decode(codes), self.sample_rate, codes, stop, asked.sampling.seed, unread)
 
     def generate(
         self,
@@ -141,8 +188,8 @@ class Generator:
         prompt = self.prompt(text, speaker, context)
         most = (self.model.capacity - len(prompt)) * self._frame_ms
         sampling = replace(self.sampling(temperature, topk), seed=secrets.randbelow(2**31))
-        speech = self._speak(text, prompt, sampling, min(max_audio_length_ms, max(most, self._frame_ms)))
-        return torch.from_numpy(speech.wave)
+        asked = self._limited(text, prompt, sampling, min(max_audio_length_ms, max(most, self._frame_ms)))
+        return torch.from_numpy(self._speak(text, asked).wave)
 
     def sampling(self, temperature: float | None = None, top_k: int | None = None) -> Sampling:
         """Given values, else the model folder's, else 0.9 and 50.

@@ -1,4 +1,7 @@
-"""Fixed texts x seeds, spoken into a folder: what checkpoints are compared by. A sample that is there is not made again."""
+"""Fixed texts x seeds, spoken into a folder: what checkpoints are compared by. A sample that is there is not made again.
+
+All that is missing is spoken side by side, and each sample is kept as soon as it ends.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from csm.audio import write_wave
-from csm.generator import Generator, NothingSpokenError
+from csm.generator import Generator, NothingSpokenError, Request, Speech
 from csm.training.run_folder import write_json
 
 DEFAULT_TEXTS = (
@@ -51,47 +54,56 @@ def speak_samples(
         progress: called after each sample.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    samples = []
-    for number, text in enumerate(texts):
-        for seed in seeds:
-            samples.append(_sample(generator, text, speaker, seed, folder, number))
-            if progress:
-                progress()
-    return samples
+    wanted = [
+        (text, seed, _note_path(generator, folder, number, text, speaker, seed))
+        for number, text in enumerate(texts)
+        for seed in seeds
+    ]
+    samples = {path: sample for _, _, path in wanted if (sample := _made_before(path)) is not None}
+    missing = [each for each in wanted if each[-1] not in samples]
+    for _ in range(len(wanted) - len(missing)):
+        if progress:
+            progress()
+    for number, spoken in generator.speak_each([Request(text, speaker, seed=seed) for text, seed, _ in missing]):
+        samples[missing[number][-1]] = _keep(spoken, *missing[number])
+        if progress:
+            progress()
+    return [samples[path] for _, _, path in wanted]
 
 
-def _sample(generator: Generator, text: str, speaker: int, seed: int, folder: Path, number: int) -> SpokenSample:
+def _note_path(generator: Generator, folder: Path, number: int, text: str, speaker: int, seed: int) -> Path:
     settings = [generator.folder.hash, text, speaker, seed, asdict(generator.sampling())]
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    wave_path = folder / f"{number:02d}-s{seed}-{key}.wav"
-    note_path = wave_path.with_suffix(".json")
-    if (made := _made_before(note_path, wave_path)) is not None:
-        return made
-    try:
-        speech = generator.speak(text, speaker, seed=seed)
-    except NothingSpokenError as error:
-        write_json(note_path, {"text": text, "seed": seed, "spoken": False, "stop_reason": error.message})
-        return SpokenSample(text, seed, None, error.message)
-    write_wave(wave_path, speech.wave, speech.sample_rate)
-    write_json(note_path, {"text": text, "seed": seed, "spoken": True, "stop_reason": speech.stop_reason})
-    return SpokenSample(text, seed, wave_path, speech.stop_reason)
+    return folder / f"{number:02d}-s{seed}-{key}.json"
+
+
+def _keep(spoken: Speech | NothingSpokenError, text: str, seed: int, note_path: Path) -> SpokenSample:
+    """Write what was spoken, then the note that says so."""
+    path = note_path.with_suffix(".wav") if isinstance(spoken, Speech) else None
+    if isinstance(spoken, Speech):
+        write_wave(note_path.with_suffix(".wav"), spoken.wave, spoken.sample_rate)
+    stop_reason = spoken.stop_reason if isinstance(spoken, Speech) else spoken.message
+    note = {"text": text, "seed": seed, "spoken": path is not None, "stop_reason": stop_reason}
+    write_json(note_path, note)
+    return SpokenSample(text, seed, path, stop_reason)
 
 
 def noted(wave_path: Path) -> SpokenSample | None:
     """What the note beside a sound says of it, where `speak_samples` made both; None for any other sound."""
-    return _made_before(wave_path.with_suffix(".json"), wave_path)
+    return _made_before(wave_path.with_suffix(".json"))
 
 
 def spoken_before(folder: Path, texts: Sequence[str], seeds: Sequence[int]) -> list[SpokenSample] | None:
     """What stands in a folder of `speak_samples`, of these texts and seeds in order; None where one is missing."""
-    notes = [_made_before(note, note.with_suffix(".wav")) for note in sorted(folder.glob("*.json"))]
+    notes = [_made_before(note) for note in sorted(folder.glob("*.json"))]
     known = {(note.text, note.seed): note for note in notes if note is not None}
     wanted = [(text, seed) for text in texts for seed in seeds]
     return [known[key] for key in wanted] if all(key in known for key in wanted) else None
 
 
-def _made_before(note_path: Path, wave_path: Path) -> SpokenSample | None:
+def _made_before(note_path: Path) -> SpokenSample | None:
     """What a note says of a sample that is whole; None where note or sound are missing or damaged."""
+    wave_path = note_path.with_suffix(".wav")
     try:
         note = json.loads(note_path.read_text())
         read = SpokenSample(note["text"], note["seed"], wave_path if note["spoken"] else None, note["stop_reason"])

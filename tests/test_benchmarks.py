@@ -28,12 +28,16 @@ def peers(*arguments: str) -> tuple[int, list[dict[str, Any]], str]:
 
 @pytest.mark.slow
 def test_ours_does_the_work_of_transformers(tiny: Path) -> None:
-    """Equal greedy codes over 50 frames; losses of three updates within 1e-5."""
-    status, (codes, losses), _ = peers("generate", "train-full", "--check", "--folder", str(tiny))
+    """Equal greedy codes over 50 frames, alone and in a batch of 8; losses of three updates within 1e-5."""
+    status, (codes, rows, losses), _ = peers(
+        "generate", "generate-batch", "train-full", "--check", "--folder", str(tiny)
+    )
     assert status == 0
     assert codes["passed"]
     assert codes["different_codes"] == 0
     assert codes["distinct_codes"] > 20
+    assert rows["passed"]
+    assert (rows["batch"], rows["distinct_codes"] > 20) == (8, True)
     assert losses["passed"]
     assert losses["worst_difference"] <= 1e-5
     assert losses["losses"][0] > losses["losses"][1] > losses["losses"][2]

@@ -98,12 +98,12 @@ def test_top_k_one_is_greedy(generator: Generator) -> None:
 
 def test_sampling_follows_the_distribution(generator: Generator) -> None:
     """First codes of many seeds are drawn as softmax(logits / T) says, within top-k."""
-    from csm.torch.generate import Picker
+    from csm.torch.choice import Picker
 
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0, -9.0]])
     drawn = np.zeros(5)
     for seed in range(40):
-        picker = Picker(Sampling(0.7, 3, seed), 200, torch.device("cpu"))
+        picker = Picker(Sampling(0.7, 3, seed), 200, 5, torch.device("cpu"))
         picker.new_frame()
         for codebook in range(200):
             drawn[int(picker(logits, codebook))] += 1

@@ -1,35 +1,42 @@
-"""One frame at a time, made for a batch of one: caches allocated once, q/k/v and gate/up in one matmul each, norms folded
-into the matrices after them, every view of a position prepared before its layers run, random numbers drawn once a frame.
+"""One frame at a time: caches allocated once, q/k/v and gate/up in one matmul each, norms folded into the matrices after
+them, every view of a position prepared before its layers run, random numbers drawn once a frame.
 
 Codes equal transformers' greedy ones but where the two best logits are closer than fused matmuls round (about 1e-6).
-Letters in shapes: L new rows, W width, H query heads, G key heads, D head width, K codebooks, V audio vocabulary.
+Letters in shapes: B sequences (one here, several in `csm.torch.batch`), L new rows of each, W width, H query heads, G key
+heads, D head width, K codebooks, V audio vocabulary. Rows stand sequence by sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csm.backend import Sampling
+from csm.backend import FrameRequest, Sampling
 from csm.config import Stack
 from csm.frames import Frames, is_end
+from csm.torch.choice import Choice, Picker
 from csm.torch.model import Csm, Layer, Linear, Transformer, rope_tables
+
+GAP = 16  # floats: a cache line
 
 
 def fused(*weights: Tensor, norm: Tensor | None = None) -> Tensor:
     """One matrix (in, sum of outs) for several (out, in) over the same rows, the norm's weight before them folded in.
 
-    fp32 on CPU is laid out input-major: one row passes a wide matrix a quarter faster (measured, docs/performance.md).
+    fp32 on CPU is laid out input-major, with a gap after each row: one row passes a wide matrix a quarter faster, and sixteen
+    rows one whose rows would lie a power of two apart by a third (measured, docs/performance.md).
     """
     weight = torch.cat([w.detach() for w in weights]) if len(weights) > 1 else weights[0].detach()
     if norm is not None:
         weight = (weight.float() * norm.detach().float()).to(weight.dtype)
-    input_major = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return weight.t().contiguous() if input_major else weight.t()
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return weight.t()
+    outputs, inputs = weight.shape
+    return weight.new_empty(inputs, outputs + GAP)[:, :outputs].copy_(weight.t())
 
 
 class Fused:
@@ -76,33 +83,38 @@ class FusedLayer:
         self.down = Fused(mlp.down_proj)
 
 
-class CachedStack:
-    """A Llama stack that remembers keys and values. Every cache row is written before it is read."""
+class FusedStack:
+    """A Llama stack that reads its past from caches which its callers own. Every cache row is written before it is read."""
 
     def __init__(self, transformer: Transformer, length: int):
         self.stack: Stack = transformer.stack
+        self.length = length
         self.norm = transformer.norm.weight.detach()
         self.layers = [FusedLayer(layer) for layer in transformer.layers]  # type: ignore[arg-type]
         self.eps = torch.tensor(self.stack.rms_norm_eps, device=self.norm.device)
-        self.cos, self.sin = rope_tables(self.stack, length, self.norm.device, self.norm.dtype)
-        shape = (len(self.layers), 2, self.stack.num_key_value_heads, length, self.stack.head_dim)
-        self.cache = self.norm.new_empty(shape)
+        self.cos, self.sin = (
+            table[:, 0] for table in rope_tables(self.stack, length, self.norm.device, self.norm.dtype)
+        )
+
+    def cache(self, sequences: int, length: int) -> Tensor:
+        """Room for the keys and values of every layer, (layers, 2, B, G, length, D), not filled."""
+        shape = self.stack
+        return self.norm.new_empty(len(self.layers), 2, sequences, shape.num_key_value_heads, length, shape.head_dim)
 
     def append(self, rows: Tensor, span: Span) -> Tensor:
-        """Run `rows` (L, W) at the span's positions; the last one's output (1, W)."""
+        """Run `rows` (B * L, W) at the span's positions; the output of each sequence's last (B, W)."""
         x = rows.clone()
         for layer, memory in zip(self.layers, span.memories, strict=True):
             layer.qkv(self._normed(x), span.qkv)
             torch.bmm(span.unturned, span.turn, out=span.turned)
-            memory.new_keys.copy_(span.keys)
-            memory.new_values.copy_(span.values)
+            memory.write(span.keys, span.values)
             mixed = F.scaled_dot_product_attention(
                 span.queries, memory.keys, memory.values, span.mask, scale=1.0, enable_gqa=True
             )
             layer.out.add_to(x, span.rows_of(mixed))
             layer.gate_up(self._normed(x), span.gate_up)
             layer.down.add_to(x, F.silu(span.gate).mul_(span.up))
-        return self._normed(x[-1:]).mul_(self.norm)
+        return self._normed(x[span.last]).mul_(self.norm)
 
     def _normed(self, rows: Tensor) -> Tensor:
         """RMSNorm without its weight."""
@@ -112,38 +124,60 @@ class CachedStack:
 
 
 class Memory:
-    """Views of one layer's cache (2, G, length, D) for rows start..end-1: where they write, and what they look at."""
+    """Views of one layer's cache (2, B, G, length, D) for positions start..end-1: where they write, and what they see."""
 
     def __init__(self, cache: Tensor, start: int, end: int):
-        self.new_keys, self.new_values = cache[:, :, start:end]
-        self.keys, self.values = cache[:, None, :, :end]
+        self.new_keys, self.new_values = cache[:, :, :, start:end]
+        self.keys, self.values = cache[:, :, :, :end]
+
+    def write(self, keys: Tensor, values: Tensor) -> None:
+        """Keep keys and values (B, G, L, D)."""
+        self.new_keys.copy_(keys)
+        self.new_values.copy_(values)
 
 
 class Span:
-    """Positions start..end-1 of a stack: buffers and views for L rows, made once and not for every layer."""
+    """Buffers and views for L new rows of each of B sequences, made once and not for every layer.
 
-    def __init__(self, stack: CachedStack, start: int, end: int):
-        shape, new = stack.stack, end - start
+    Args:
+        memories: one for each layer.
+        turn: rotations (B * L, D, D) of the rows' positions.
+        mask: which of the `end` positions a row sees, to be spread over (B, H, L, end); None for all.
+    """
+
+    def __init__(
+        self, stack: FusedStack, memories: Sequence[Memory], turn: Tensor, sequences: int, mask: Tensor | None
+    ):
+        shape, rows = stack.stack, len(turn)
         heads, groups, width = shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim
-        self.memories = [Memory(cache, start, end) for cache in stack.cache]
-        self.qkv = stack.norm.new_empty(new, (heads + 2 * groups) * width)
-        split = self.qkv.view(new, -1, width)
-        self.unturned, self.values = split[:, : heads + groups], split[:, heads + groups :].transpose(0, 1)
-        self.turn = rotations(stack.cos[start:end, 0], stack.sin[start:end, 0])
-        self.turned = stack.norm.new_empty(new, heads + groups, width)
-        self.keys = self.turned[:, heads:].transpose(0, 1)
-        self.gate_up = stack.norm.new_empty(new, 2 * shape.intermediate_size)
+        self.memories, self.turn, self.mask = memories, turn, mask
+        self.qkv = stack.norm.new_empty(rows, (heads + 2 * groups) * width)
+        split = self.qkv.view(rows, -1, width)
+        self.unturned = split[:, : heads + groups]
+        self.values = split[:, heads + groups :].unflatten(0, (sequences, -1)).transpose(1, 2)
+        self.turned = stack.norm.new_empty(rows, heads + groups, width)
+        turned = self.turned.unflatten(0, (sequences, -1)).transpose(1, 2)
+        self.keys = turned[:, heads:]
+        self.gate_up = stack.norm.new_empty(rows, 2 * shape.intermediate_size)
         self.gate, self.up = self.gate_up.chunk(2, -1)
-        self.one = new == 1
-        if self.one:  # query heads that share a key head become rows, so no key is repeated
-            self.queries, self.mask = self.turned[:, :heads].view(1, groups, -1, width), None
-        else:
-            self.queries = self.turned[:, :heads].transpose(0, 1)[None]
-            self.mask = torch.ones(new, end, dtype=torch.bool, device=self.qkv.device).tril(start)
+        self.one = rows == sequences
+        self.last = slice(rows // sequences - 1, None, rows // sequences)
+        # Query heads that share a key head become rows, so no key is repeated.
+        self.queries = self.turned[:, :heads].view(sequences, groups, -1, width) if self.one else turned[:, :heads]
 
     def rows_of(self, mixed: Tensor) -> Tensor:
-        """What attention gave, as rows (L, H * D)."""
-        return mixed.view(1, -1) if self.one else mixed[0].transpose(0, 1).flatten(1)
+        """What attention gave, as rows (B * L, H * D)."""
+        return mixed.flatten(1) if self.one else mixed.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def span(stack: FusedStack, cache: Tensor, start: int, end: int) -> Span:
+    """Positions start..end-1 of all sequences of a cache (layers, 2, B, G, length, D)."""
+    sequences, new, device = cache.shape[2], end - start, cache.device
+    turn = rotations(stack.cos[start:end], stack.sin[start:end])
+    if sequences > 1:
+        turn = turn.expand(sequences, *turn.shape).flatten(0, 1) if new > 1 else turn.expand(sequences, -1, -1)
+    mask = None if new == 1 else torch.ones(new, end, dtype=torch.bool, device=device).tril(start)
+    return Span(stack, [Memory(layer, start, end) for layer in cache], turn, sequences, mask)
 
 
 def rotations(cos: Tensor, sin: Tensor) -> Tensor:
@@ -151,8 +185,18 @@ def rotations(cos: Tensor, sin: Tensor) -> Tensor:
     return torch.diag_embed(cos) + torch.diag_embed(sin).roll(cos.shape[-1] // 2, -2)
 
 
+class Room:
+    """What one call of `frames` writes to: its caches, and the depth decoder's prepared positions."""
+
+    def __init__(self, generator: TorchFrameGenerator):
+        self.cache = generator.backbone.cache(1, generator.capacity)
+        self.spans = generator.depth_spans(1)
+
+
 class TorchFrameGenerator:
     """A `Csm` made ready to speak. It keeps fused copies; the model it was made of can be let go.
+
+    Threads may call it at the same time: each call has a room of its own, kept for the next.
 
     Args:
         model: on the device and in the dtype it shall run in.
@@ -162,9 +206,8 @@ class TorchFrameGenerator:
     def __init__(self, model: Csm):
         config, depth = model.config, model.depth_decoder
         self.codebooks, self.capacity = config.num_codebooks, config.backbone.max_position_embeddings
-        self.backbone = CachedStack(model.backbone_model, self.capacity)
-        self.depth = CachedStack(depth.model, self.codebooks)
-        self.spans = [Span(self.depth, 0 if i == 1 else i, i + 1) for i in range(1, self.codebooks)]
+        self.backbone = FusedStack(model.backbone_model, self.capacity)
+        self.depth = FusedStack(depth.model, self.codebooks)
         self.project = Fused(depth.model.inputs_embeds_projector)
         spoken, heads = config.spoken_codes, depth.codebooks_head.weight.detach()
         self.first_bias = None if model.lm_head.bias is None else model.lm_head.bias.detach()[:spoken]
@@ -172,23 +215,46 @@ class TorchFrameGenerator:
         self.audio_table, self.text_table = model.audio_table.detach(), model.embed_text_tokens.weight.detach()
         self.table_of = self.audio_table.split(config.vocab_size)
         self.offsets = model.offsets()
+        self.idle = [Room(self)]
 
     @torch.inference_mode()
     def frames(self, prompt: Frames, sampling: Sampling, limit: int) -> Iterator[np.ndarray]:
         """Yield frames of codes `(K,)` int64 until the end frame, which is not given out, or `limit` of them."""
         assert len(prompt) + limit - 1 <= self.capacity, "prompt and frames exceed the cache"
-        picker = Picker(sampling, self.codebooks, self.audio_table.device)
-        rows, start = self.embed(prompt), 0
-        for _ in range(limit):
-            end = start + rows.shape[0]
-            state = self.backbone.append(rows, Span(self.backbone, start, end))
-            start = end
-            codes = self._frame(state, picker)
-            values = codes.cpu().numpy()
-            if is_end(values):
-                return
-            yield values
-            rows = F.embedding(codes + self.offsets, self.audio_table).sum(0, keepdim=True)
+        picker = self.picker(sampling)
+        try:
+            room = self.idle.pop()
+        except IndexError:
+            room = Room(self)
+        try:
+            rows, start = self.embed(prompt), 0
+            for _ in range(limit):
+                end = start + rows.shape[0]
+                state = self.backbone.append(rows, span(self.backbone, room.cache, start, end))
+                start = end
+                codes = self.frame(state, picker, room.spans)
+                values = codes[0].cpu().numpy()
+                if is_end(values):
+                    return
+                yield values
+                rows = self.embed_codes(codes)
+        finally:
+            self.idle.append(room)
+
+    def batch(self, requests: Sequence[FrameRequest], size: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """Speak many prompts side by side; see `csm.backend.FrameGenerator.batch`."""
+        from csm.torch.batch import speak_rows
+
+        return speak_rows(self, requests, size)
+
+    def picker(self, sampling: Sampling) -> Picker:
+        """What chooses one row's codes."""
+        return Picker(sampling, self.codebooks, self.heads[0].shape[1], self.audio_table.device)
+
+    def depth_spans(self, sequences: int) -> list[Span]:
+        """The depth decoder's steps over a cache of their own: positions 0 and 1, then each one up to K - 1."""
+        cache = self.depth.cache(sequences, self.codebooks)
+        return [span(self.depth, cache, 0 if i == 1 else i, i + 1) for i in range(1, self.codebooks)]
 
     def embed(self, prompt: Frames) -> Tensor:
         """The prompt's rows (L, W)."""
@@ -197,42 +263,21 @@ class TorchFrameGenerator:
         frames = torch.from_numpy(prompt.frames).long().to(device)
         rows = F.embedding(frames[:, -1], self.text_table)
         if audio.any():
-            rows[audio] = F.embedding(frames[audio, :-1] + self.offsets, self.audio_table).sum(1)
+            rows[audio] = self.embed_codes(frames[audio, :-1])
         return rows
 
-    def _frame(self, state: Tensor, picker: Picker) -> Tensor:
-        """All K codes of one frame from the backbone's state (1, W): K - 1 depth steps, the first over two rows."""
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """Frames of codes (B, K) as the backbone reads them (B, W)."""
+        return F.embedding(codes + self.offsets, self.audio_table).sum(1)
+
+    def frame(self, states: Tensor, picker: Choice, spans: Sequence[Span]) -> Tensor:
+        """All codes (B, K) of one frame from the backbone's states (B, W): K - 1 depth steps, the first over two rows."""
         picker.new_frame()
-        logits = torch.mm(state, self.heads[0])
+        logits = torch.mm(states, self.heads[0])
         codes = [picker(logits if self.first_bias is None else logits + self.first_bias, 0)]
-        rows = torch.cat([state, F.embedding(codes[0], self.table_of[0])])
-        for i, span in enumerate(self.spans, 1):
-            out = self.depth.append(self.project(rows), span)
+        rows = torch.stack([states, F.embedding(codes[0], self.table_of[0])], 1).flatten(0, 1)
+        for i, positions in enumerate(spans, 1):
+            out = self.depth.append(self.project(rows), positions)
             codes.append(picker(torch.mm(out, self.heads[i]), i))
             rows = F.embedding(codes[i], self.table_of[i])
-        return torch.cat(codes)
-
-
-class Picker:
-    """Greedy or top-k choice; the noise of a whole frame is drawn at once (Gumbel's trick)."""
-
-    def __init__(self, sampling: Sampling, codebooks: int, device: torch.device):
-        self.temperature, self.top_k, self.codebooks = sampling.temperature, sampling.top_k, codebooks
-        self.device, self.noise = device, torch.empty(0)
-        self.generator = torch.Generator(device).manual_seed(sampling.seed)
-
-    def new_frame(self) -> None:
-        if self.temperature > 0 and self.top_k > 0:
-            shape = (self.codebooks, self.top_k)
-            self.noise = torch.empty(shape, device=self.device).exponential_(generator=self.generator).log_()
-
-    def __call__(self, logits: Tensor, codebook: int) -> Tensor:
-        """logits (1, V) -> the chosen code (1,)."""
-        if self.temperature == 0:
-            return logits.argmax(-1)
-        scaled = logits.float() / self.temperature
-        if self.top_k == 0:
-            noise = torch.empty_like(scaled).exponential_(generator=self.generator).log_()
-            return scaled.sub_(noise).argmax(-1)
-        best, ids = scaled.topk(min(self.top_k, scaled.shape[-1]))
-        return ids.gather(-1, (best - self.noise[codebook, : best.shape[-1]]).argmax(-1, keepdim=True)).squeeze(-1)
+        return torch.stack(codes, 1)
