@@ -85,24 +85,33 @@ def _read_sound(path: Path, start: float | None, end: float | None, longest: flo
 def _part(path: Path, start: float | None, end: float | None, seconds: float, rate: int) -> tuple[int, int]:
     """The first sample and the number of samples of a part; -1 samples reach to the end."""
     first, last = start or 0.0, seconds if end is None else end
-    if not 0 <= first < last <= seconds + 0.05:  # ends are often rounded up
+    count = round(min(last, seconds) * rate) - round(first * rate)
+    if first < 0 or count <= 0 or last > seconds + 0.05:  # ends are often rounded up
         raise CsmError(f"{path} lasts {seconds:.2f} s and has no part from {first:g} to {last:g} s.")
-    return round(first * rate), -1 if end is None else round(min(last, seconds) * rate) - round(first * rate)
+    return round(first * rate), -1 if end is None else count
 
 
 def seconds_of(path: str | Path) -> float | None:
     """How long a sound file lasts, by its header where that says so; None for what `read_audio` refuses."""
     import soundfile
 
+    path = Path(path)
     try:
-        with _QuietStderr():
-            return float(soundfile.info(str(path)).duration)
-    except (soundfile.LibsndfileError, TypeError):  # a header without samples, or another reader's format
-        try:
-            wave, rate = read_audio(path)
-        except (CsmError, OSError):
-            return None
-        return len(wave) / rate
+        if path.is_file() and containers.is_container(path):
+            if (seconds := containers.container_seconds(path)) is not None:
+                return seconds
+        else:
+            with _QuietStderr():
+                return float(soundfile.info(str(path)).duration)
+    except (soundfile.LibsndfileError, TypeError):  # a header without samples
+        pass
+    except (CsmError, OSError):
+        return None
+    try:
+        wave, rate = read_audio(path)
+    except (CsmError, OSError):
+        return None
+    return len(wave) / rate
 
 
 def load_wave(path: str | Path, rate: int = SAMPLE_RATE) -> np.ndarray:

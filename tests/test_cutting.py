@@ -13,8 +13,10 @@ import soundfile
 from click.testing import CliRunner
 from conftest import TOY_CODEBOOKS, spoken
 
-from csm.audio import read_audio
+from csm import audio
+from csm.audio import read_audio, write_wave
 from csm.cli.finetune import main
+from csm.data import cutting
 from csm.data.alignment import Word
 from csm.data.cutting import Cut, Cutting, cut
 from csm.data.examples import ExampleSet
@@ -275,3 +277,18 @@ def test_the_command_cuts_by_alignments_and_says_so(tmp_path: Path, toy_folder: 
     done = CliRunner().invoke(main, [str(word) for word in [*arguments, "--strict", "--fresh"]])
     assert done.exit_code == 1
     assert "strict" in done.stderr
+
+
+def test_a_long_recording_is_measured_and_its_words_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once a row: a recording of hours has thousands."""
+    words = [{"word": "one", "start": i + 0.1, "end": i + 0.6} for i in range(40)]
+    write_wave(tmp_path / "talk.wav", np.full(40 * 8000, 0.1, np.float32), 8000)
+    (tmp_path / "talk.json").write_text(json.dumps({"words": words}))
+    rows = [Row("talk", tmp_path / "talk.wav", "one", 0, tmp_path / "x", i, i, i + 1.0) for i in range(40)]
+    asked = []
+    for module, name in ((audio, "seconds_of"), (cutting, "read_alignment")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda path, name=name, real=real: asked.append(name) or real(path))
+    done = cut([rows], Cutting(alignments=tmp_path))
+    assert done.conversations == [rows]
+    assert asked == ["seconds_of", "read_alignment"]

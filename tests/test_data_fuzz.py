@@ -172,7 +172,7 @@ def broken_sounds(folder: Path) -> dict[str, str]:
         "silent.wav": "is silent",
         "loud.wav": "is clipped",
         "short.wav": "is too short",
-        "hours.wav": "lasts 10800 s",
+        "hours.wav": "lasts 10800",
     }
 
 
