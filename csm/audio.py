@@ -18,6 +18,7 @@ import numpy as np
 
 from csm import containers
 from csm.errors import CsmError
+from csm.loudness import integrated_loudness
 
 SAMPLE_RATE = 24_000
 TARGET_LUFS = -23.0
@@ -143,16 +144,11 @@ def normalise_loudness(wave: np.ndarray, rate: int, target_lufs: float = TARGET_
 
 def loudness(wave: np.ndarray, rate: int) -> float | None:
     """The loudness in LUFS (ITU-R BS.1770), by RMS below the standard's block of 0.4 s; None for silence."""
-    import pyloudnorm
-
     rms = float(np.sqrt(np.mean(np.square(wave, dtype=np.float64)))) if len(wave) else 0.0
     if rms < 1e-6:
         return None
-    if len(wave) > 0.4 * rate:
-        measured = pyloudnorm.Meter(rate).integrated_loudness(wave.astype(np.float64))
-        if np.isfinite(measured):
-            return float(measured)
-    return -0.691 + 20 * np.log10(rms)
+    measured = integrated_loudness(wave, rate)
+    return -0.691 + 20 * np.log10(rms) if measured is None else measured
 
 
 def frame_levels(wave: np.ndarray, rate: int, hop_seconds: float = 0.01) -> np.ndarray:
