@@ -18,6 +18,7 @@ import numpy as np
 
 from csm import containers
 from csm.errors import CsmError
+from csm.loudness import integrated_loudness
 
 SAMPLE_RATE = 24_000
 TARGET_LUFS = -23.0
@@ -85,24 +86,33 @@ def _read_sound(path: Path, start: float | None, end: float | None, longest: flo
 def _part(path: Path, start: float | None, end: float | None, seconds: float, rate: int) -> tuple[int, int]:
     """The first sample and the number of samples of a part; -1 samples reach to the end."""
     first, last = start or 0.0, seconds if end is None else end
-    if not 0 <= first < last <= seconds + 0.05:  # ends are often rounded up
+    count = round(min(last, seconds) * rate) - round(first * rate)
+    if first < 0 or count <= 0 or last > seconds + 0.05:  # ends are often rounded up
         raise CsmError(f"{path} lasts {seconds:.2f} s and has no part from {first:g} to {last:g} s.")
-    return round(first * rate), -1 if end is None else round(min(last, seconds) * rate) - round(first * rate)
+    return round(first * rate), -1 if end is None else count
 
 
 def seconds_of(path: str | Path) -> float | None:
     """How long a sound file lasts, by its header where that says so; None for what `read_audio` refuses."""
     import soundfile
 
+    path = Path(path)
     try:
-        with _QuietStderr():
-            return float(soundfile.info(str(path)).duration)
-    except (soundfile.LibsndfileError, TypeError):  # a header without samples, or another reader's format
-        try:
-            wave, rate = read_audio(path)
-        except (CsmError, OSError):
-            return None
-        return len(wave) / rate
+        if path.is_file() and containers.is_container(path):
+            if (seconds := containers.container_seconds(path)) is not None:
+                return seconds
+        else:
+            with _QuietStderr():
+                return float(soundfile.info(str(path)).duration)
+    except (soundfile.LibsndfileError, TypeError):  # a header without samples
+        pass
+    except (CsmError, OSError):
+        return None
+    try:
+        wave, rate = read_audio(path)
+    except (CsmError, OSError):
+        return None
+    return len(wave) / rate
 
 
 def load_wave(path: str | Path, rate: int = SAMPLE_RATE) -> np.ndarray:
@@ -134,16 +144,11 @@ def normalise_loudness(wave: np.ndarray, rate: int, target_lufs: float = TARGET_
 
 def loudness(wave: np.ndarray, rate: int) -> float | None:
     """The loudness in LUFS (ITU-R BS.1770), by RMS below the standard's block of 0.4 s; None for silence."""
-    import pyloudnorm
-
     rms = float(np.sqrt(np.mean(np.square(wave, dtype=np.float64)))) if len(wave) else 0.0
     if rms < 1e-6:
         return None
-    if len(wave) > 0.4 * rate:
-        measured = pyloudnorm.Meter(rate).integrated_loudness(wave.astype(np.float64))
-        if np.isfinite(measured):
-            return float(measured)
-    return -0.691 + 20 * np.log10(rms)
+    measured = integrated_loudness(wave, rate)
+    return -0.691 + 20 * np.log10(rms) if measured is None else measured
 
 
 def frame_levels(wave: np.ndarray, rate: int, hop_seconds: float = 0.01) -> np.ndarray:

@@ -1,12 +1,17 @@
 """Sound that libsndfile does not read, through FFmpeg's libraries (PyAV): aac, m4a, mp4, wma, webm.
 
 Truncation is judged by the length that the container declares; bare aac declares none, and is followed frame by frame.
-A webm that was streamed, and never told its length, passes.
+A webm that was streamed, and never told its length, passes. A part of a long file is sought, not decoded from the beginning:
+its samples are those of the whole, but for what a decoder makes up as noise, and for 3 ms in webm and wma, whose times are
+in milliseconds. Of bare aac, which has no times, all before the part is decoded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +19,7 @@ from csm.errors import CsmError
 
 SUFFIXES = (".aac", ".m4a", ".mp4", ".wma", ".webm")
 SLACK_SECONDS = 0.15  # encoders round lengths to their blocks
+SEEK_SECONDS, LEAD_SECONDS = 5.0, 1.0  # parts from there on are sought; decoders begin so much earlier
 ASF, EBML = bytes.fromhex("3026b2758e66cf11"), bytes.fromhex("1a45dfa3")
 
 
@@ -43,13 +49,9 @@ def read_container(
     Raises:
         CsmError: PyAV is not installed; the file cannot be decoded, is truncated, or lasts more than `longest` seconds.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise CsmError(f"{path} needs PyAV to be read.", "pip install 'csm-finetune[formats]'") from error
-    av.logging.set_level(av.logging.PANIC)
+    av = _library(path)
     bare = _is_bare(path)
-    if bare and _adts_is_cut(path):
+    if bare and end is None and _adts_is_cut(path):
         raise _truncated(path)
     try:
         with av.open(str(path)) as file:
@@ -59,13 +61,28 @@ def read_container(
             declared = None if bare else _declared(stream, file.duration)
             if longest is not None and start is None and end is None and (declared or 0) > longest:
                 raise CsmError(f"{path} lasts {declared:.0f} s, and a clip has {longest:.0f} s at most.", "Cut it.")
-            wave, rate, seconds = _decode(file, stream, start, end)
+            far = start if start and start >= SEEK_SECONDS and not bare else None
+            frames, at = _sought(file, stream, far) if far else (file.decode(stream), 0)
+            wave, rate, seconds = _decode(frames, at, int(stream.rate or 0), start, end)
     except av.error.FFmpegError as error:
-        raise CsmError(f"{path} cannot be read as sound ({error.strerror}).", "Encode it again.") from error
+        raise _unreadable(path, error) from error
     whole = end is None or seconds < end
     if whole and declared is not None and seconds < declared - SLACK_SECONDS:
         raise _truncated(path)
     return wave, rate, seconds
+
+
+def _library(path: Path) -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise CsmError(f"{path} needs PyAV to be read.", "pip install 'csm-finetune[formats]'") from error
+    av.logging.set_level(av.logging.PANIC)
+    return av
+
+
+def _unreadable(path: Path, error: Any) -> CsmError:
+    return CsmError(f"{path} cannot be read as sound ({error.strerror}).", "Encode it again.")
 
 
 def _truncated(path: Path) -> CsmError:
@@ -79,22 +96,45 @@ def _is_bare(path: Path) -> bool:
     return _is_adts(head) or _tagged_aac(path, head)
 
 
-def _declared(stream: object, duration: int | None) -> float | None:
+def _declared(stream: Any, duration: int | None) -> float | None:
     """The seconds that the container declares; None where it says none."""
-    own, base = getattr(stream, "duration", None), getattr(stream, "time_base", None)
-    if own is not None and base is not None:
-        return float(own * base)
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
     return None if duration is None else duration / 1e6
 
 
-def _decode(file: object, stream: object, start: float | None, end: float | None) -> tuple[np.ndarray, int, float]:
-    """The samples between two times, and the seconds decoded to find them."""
+def _sought(file: Any, stream: Any, start: float) -> tuple[Iterator[Any], int]:
+    """The frames from shortly before `start` seconds on, and the number of the first one's first sample.
+
+    All frames where the file does not say when its frames are, or cannot be entered there.
+    """
     import av
 
-    resampler = av.AudioResampler(format="fltp")
-    pieces, at, rate = [], 0, int(stream.rate or 0)  # type: ignore[attr-defined]
+    first = next(file.decode(stream), None)
+    if first is not None and first.pts is not None:
+        try:
+            file.seek(first.pts + round((start - LEAD_SECONDS) / stream.time_base), stream=stream)
+            frames = file.decode(stream)
+            frame = next(frames, None)
+        except av.error.FFmpegError:
+            frame = None
+        if frame is not None and frame.pts is not None:
+            at = round((frame.pts - first.pts) * stream.time_base * stream.rate)
+            if at <= start * stream.rate:
+                return chain([frame], frames), at
+    file.seek(0)
+    return file.decode(stream), 0
+
+
+def _decode(
+    frames: Iterator[Any], at: int, rate: int, start: float | None, end: float | None
+) -> tuple[np.ndarray, int, float]:
+    """The samples between two times, and the seconds up to where frames were decoded; `at` is the first one's sample."""
+    import av
+
+    resampler, pieces = av.AudioResampler(format="fltp"), []
     first, last = round((start or 0.0) * rate), None if end is None else round(end * rate)
-    for frame in file.decode(stream):  # type: ignore[attr-defined]
+    for frame in frames:
         frame.pts = None
         for plain in resampler.resample(frame):
             samples = plain.to_ndarray()
@@ -104,6 +144,18 @@ def _decode(file: object, stream: object, start: float | None, end: float | None
             break
     wave = np.concatenate(pieces, axis=1).T if pieces else np.zeros((0, 1), np.float32)
     return wave, rate, at / rate if rate else 0.0
+
+
+def container_seconds(path: Path) -> float | None:
+    """How long a file says that it lasts, None where it says nothing. Raises as `read_container`."""
+    av = _library(path)
+    try:
+        with av.open(str(path)) as file:
+            if _is_bare(path) or not file.streams.audio:
+                return None
+            return _declared(file.streams.audio[0], file.duration)
+    except av.error.FFmpegError as error:
+        raise _unreadable(path, error) from error
 
 
 def _adts_is_cut(path: Path) -> bool:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from csm.audio import read_audio, resample
+from csm import containers
+from csm.audio import read_audio, resample, seconds_of
 from csm.containers import is_container
 from csm.data.clips import load_sound
 from csm.data.faults import Fault
@@ -69,6 +70,42 @@ def test_a_part_is_the_whole_cut(tmp_path: Path, kind: str) -> None:
     np.testing.assert_array_equal(tail, whole[round(1.5 * rate) :])
     with pytest.raises(CsmError, match="has no part from 5 to 6 s"):
         read_audio(path, 5, 6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_far_in_is_the_whole_cut_and_is_not_decoded_up_to(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rate, draw = 24_000, np.random.default_rng(0)
+    slow = np.interp(np.arange(60 * rate), np.arange(0, 60 * rate, 12), draw.standard_normal(5 * rate))
+    path = encode(tmp_path / f"x.{kind}", (0.2 * np.tanh(slow)).astype(np.float32))
+    whole, rate = read_audio(path)
+    taken = []
+    decode = containers._decode
+    monkeypatch.setattr(containers, "_decode", lambda *given: taken.append(given[1]) or decode(*given))
+    for start, end in ((50.0, 52.0), (4.0, 4.5), (58.5, None), (7.25, 60.5)):
+        if end == 60.5:
+            with pytest.raises(CsmError, match="has no part"):
+                read_audio(path, start, end)
+            continue
+        part, _ = read_audio(path, start, end)
+        right = whole[round(start * rate) : None if end is None else round(end * rate)]
+        slack = 0 if kind in ("aac", "m4a") else round(0.003 * rate)
+        assert abs(len(part) - len(right)) <= slack
+        size = min(len(part), len(right)) - 2 * slack
+        errors = [np.abs(part[slack + k :][:size] - right[slack:][:size]).mean() for k in range(-slack, slack + 1)]
+        assert min(errors) < (1e-6 if slack == 0 else 0.1 * np.abs(right).mean())
+    begun = [at / rate for at in taken]  # webm may be entered every five seconds
+    assert begun == [0, 0, 0, 0] if kind == "aac" else begun[0] > 40 and begun[1] == 0 and begun[2] > 45
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_length_is_told_without_reading_all(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = encode(tmp_path / f"x.{kind}", tones())
+    wave, rate = read_audio(path)
+    if kind != "aac":  # which declares none
+        monkeypatch.setattr("csm.audio.read_audio", None)
+    assert seconds_of(path) == pytest.approx(len(wave) / rate, abs=0.1)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,9 +13,13 @@ import pytest
 import soundfile
 from click.testing import CliRunner
 from conftest import TOY_CODEBOOKS, spoken
+from hypothesis import given
+from hypothesis import strategies as st
 
-from csm.audio import read_audio
+from csm import audio
+from csm.audio import read_audio, write_wave
 from csm.cli.finetune import main
+from csm.data import cutting
 from csm.data.alignment import Word
 from csm.data.cutting import Cut, Cutting, cut
 from csm.data.examples import ExampleSet
@@ -22,8 +27,9 @@ from csm.data.pieces import divide, edges
 from csm.data.row import Row
 from csm.data.sources import make_sources
 from csm.data.split import split
-from csm.data.turns import CodedTurn
+from csm.data.turns import CodedTurn, Turns
 from csm.errors import CsmError
+from csm.model_folder import open_folder
 from csm.tokenizer import TextTokenizer
 from csm.training.finetuner import CSMFineTuner
 
@@ -209,6 +215,11 @@ def coded(row: Row, seed: int) -> CodedTurn:
     return CodedTurn(row, np.random.default_rng(seed).integers(1, 64, (TOY_CODEBOOKS, 12)))
 
 
+@cache
+def open_tokenizer() -> TextTokenizer:
+    return TextTokenizer(open_folder("csm-tiny").beside)
+
+
 def part(file: str, start: float | None, end: float | None) -> Row:
     return Row(f"{file} {start}", Path(file), "the quick fox", 0, Path("t.txt"), None, start, end)
 
@@ -237,6 +248,28 @@ def test_context_never_overlaps_its_target(alone: bool, toy_folder: Path) -> Non
         inside = {n for n in range(6) if any((context[i : i + 12] == codes[n]).all() for i in range(len(context) - 11))}
         expected = {n for n in range(6) if abs(n - index) > 1 and (alone or n < index)}
         assert inside == expected
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 60), st.floats(0.5, 30), st.integers(1, 60)), min_size=2, max_size=8),
+    st.integers(1, 3),
+)
+def test_rows_under_a_budget_count_what_is_passed_over(spans: list[tuple[float, float, int]], context: int) -> None:
+    """A turn that overlaps the target gives way to one before it, which may be longer."""
+    turns = [
+        CodedTurn(part("a.wav", start, start + seconds), np.full((TOY_CODEBOOKS, frames), number))
+        for number, (start, seconds, frames) in enumerate(sorted(spans))
+    ]
+    examples = ExampleSet(make_sources([turns], open_tokenizer(), TOY_CODEBOOKS), context, 2048, seed=0)
+    assert examples.most_rows.tolist() == [len(examples.example(i, 0)) for i in range(len(turns))]
+
+
+def test_an_example_of_a_long_recording_looks_at_few_of_its_rows() -> None:
+    turns = Turns.of([[coded(part("a.wav", 2.0 * n, 2.0 * n + 1), n) for n in range(300)]])
+    asked: list[int] = []
+    told = replace(turns, row=lambda number: asked.append(number) or turns.row(number))
+    ExampleSet(make_sources(told, open_tokenizer(), TOY_CODEBOOKS), 2, 2048, seed=0).example(299, 0)
+    assert len(asked) < 10
 
 
 def test_the_python_face_cuts_too(tmp_path: Path, toy_folder: Path) -> None:
@@ -275,3 +308,18 @@ def test_the_command_cuts_by_alignments_and_says_so(tmp_path: Path, toy_folder: 
     done = CliRunner().invoke(main, [str(word) for word in [*arguments, "--strict", "--fresh"]])
     assert done.exit_code == 1
     assert "strict" in done.stderr
+
+
+def test_a_long_recording_is_measured_and_its_words_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once a row: a recording of hours has thousands."""
+    words = [{"word": "one", "start": i + 0.1, "end": i + 0.6} for i in range(40)]
+    write_wave(tmp_path / "talk.wav", np.full(40 * 8000, 0.1, np.float32), 8000)
+    (tmp_path / "talk.json").write_text(json.dumps({"words": words}))
+    rows = [Row("talk", tmp_path / "talk.wav", "one", 0, tmp_path / "x", i, i, i + 1.0) for i in range(40)]
+    asked = []
+    for module, name in ((audio, "seconds_of"), (cutting, "read_alignment")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda path, name=name, real=real: asked.append(name) or real(path))
+    done = cut([rows], Cutting(alignments=tmp_path))
+    assert done.conversations == [rows]
+    assert asked == ["seconds_of", "read_alignment"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from csm.data.doctor.survey import Grid, Survey, examine, quick_survey, survey
 from csm.data.faults import Fault
 from csm.data.manifest import read_data
 from csm.data.row import Row
+from csm.data.turns import Turns
 from evaluation.dictionary import pronouncer
 from evaluation.speaker import embed, unusable
 
@@ -263,7 +265,9 @@ def test_the_cheap_checks_of_tokenised_data_name_pace_and_equal_sounds() -> None
              for i in range(12)]  # fmt: skip
     turns[3] = CodedTurn(turns[3].row, draw.integers(0, 9, (2, 1100)))  # 88 s for 36 characters
     turns.append(CodedTurn(row("again", "other words of about the same length"), turns[5].codes))
-    found = find(quick_survey(Tokenised([[turn] for turn in turns], [], 12.5)))
+    columns = Turns.of([[turn] for turn in turns])
+    unread = replace(columns, codes=lambda number: pytest.fail(f"the codes of {number} were read"))
+    found = find(quick_survey(Tokenised(unread, [], 12.5)))
     assert [(finding.kind, finding.clips) for finding in found] == [("same sound", (5, 12)), ("pace", (3,))]
     assert "with other words" in found[0].message
 

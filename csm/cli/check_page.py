@@ -61,13 +61,9 @@ POLICY = "; ".join(
 
 def write_page(diagnosis: Diagnosis, path: Path) -> None:
     """Write the page to `path`: beside it first, then swapped in."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(_document(diagnosis, path), encoding="utf-8", errors="replace")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    from csm.data.remote import write_whole
+
+    write_whole(path, [_document(diagnosis, path).encode(errors="replace")])
 
 
 def _document(diagnosis: Diagnosis, path: Path) -> str:

@@ -6,7 +6,6 @@ JSON is `{"words": [{"word", "start", "end"}]}`; of a TextGrid, in the long or t
 
 from __future__ import annotations
 
-import bisect
 import json
 import math
 import re
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from csm.data.faults import Fault, printable
-from csm.data.json_file import elements
+from csm.data.json_file import Lines, elements
 from csm.data.row import Row, clean_text
 
 SUFFIXES = (".json", ".TextGrid", ".textgrid")
@@ -180,7 +179,7 @@ def _json_word(entry: Any, line: int) -> Word | None:
 
 def _lines(text: str, count: int) -> list[int]:
     """The lines on which the elements of `"words": [...]` begin."""
-    newlines = [match.start() for match in re.finditer("\n", text)]
+    lines = Lines(text)
     starts = next(
         (
             found
@@ -189,7 +188,7 @@ def _lines(text: str, count: int) -> list[int]:
         ),
         [0] * count,
     )
-    return [bisect.bisect(newlines, start) + 1 for start in starts]
+    return [lines[start] for start in starts]
 
 
 _NUMBER_OR_TEXT = re.compile(
@@ -227,10 +226,10 @@ def _entry(values: Iterator[tuple[Any, int]], tier: str) -> Word:
 
 def _values(text: str) -> Iterator[tuple[Any, int]]:
     """Every string, flag and free-standing number, with its line; numbers inside [ ] count items and are no values."""
-    newlines = [match.start() for match in re.finditer("\n", text)]
+    lines = Lines(text)
     for match in _NUMBER_OR_TEXT.finditer(text):
         quoted, flag, number = match.groups()
-        line = bisect.bisect(newlines, match.start()) + 1
+        line = lines[match.start()]
         if quoted is not None:
             yield quoted.replace('""', '"'), line
         else:

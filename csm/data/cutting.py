@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ Aligner = Callable[[np.ndarray, int, str, str], "list[tuple[str, float, float]] 
 """(wave `(samples,)`, rate in Hz, text, language) -> (word, start, end) in seconds of the wave, or why there are none."""
 
 PIECE_SECONDS = 10.0
+RECORDINGS = 16  # whose length and words stay known: a long one has many rows
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,13 @@ def cut(
     if cutting.alignments:
         _require_alignments(cutting.alignments, conversations)
     kept, faults, whole, made = list[list[Row]](), list[Fault](), list[Fault](), list[int]()
+    seconds_of, read = lru_cache(RECORDINGS)(audio.seconds_of), lru_cache(RECORDINGS)(read_alignment)
     done, total = 0, sum(map(len, conversations))
     for conversation in conversations:
         turns: list[Row] = []
         for row in conversation:
-            found = _pieces(row, cutting)
+            path = find_alignment(row, cutting.alignments) if cutting.alignments else None
+            found = _pieces(row, cutting, seconds_of(row.audio), (path, read(path)) if path else None)
             if isinstance(found, Fault):
                 faults.append(found)
             elif isinstance(found, _Whole):
@@ -123,13 +127,13 @@ def _require_alignments(folder: Path, conversations: Sequence[Sequence[Row]]) ->
         raise CsmError(f"{folder} holds no alignment of any clip.", hint)
 
 
-def _pieces(row: Row, cutting: Cutting) -> list[Row] | Fault | _Whole:
-    path = find_alignment(row, cutting.alignments) if cutting.alignments else None
-    seconds = audio.seconds_of(row.audio)
+def _pieces(
+    row: Row, cutting: Cutting, seconds: float | None, alignment: tuple[Path, list[Word] | Fault] | None
+) -> list[Row] | Fault | _Whole:
     if seconds is None:
         return [row]  # it is named where its sound is read
     length = min(row.end or seconds, seconds) - (row.start or 0.0)
-    words = _aligned(row, path, seconds) if path else None
+    words = _aligned(row, *alignment, seconds) if alignment else None
     if isinstance(words, Fault):
         return words
     if length <= cutting.piece_seconds:
@@ -146,8 +150,7 @@ def _pieces(row: Row, cutting: Cutting) -> list[Row] | Fault | _Whole:
     return _rows(row, words, cutting, (row.start or 0.0, min(row.end or seconds, seconds)))
 
 
-def _aligned(row: Row, path: Path, seconds: float) -> list[Word] | Fault:
-    words = read_alignment(path)
+def _aligned(row: Row, path: Path, words: list[Word] | Fault, seconds: float) -> list[Word] | Fault:
     return words if isinstance(words, Fault) else align_text(row, words, path, seconds)
 
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy as np
 
 from csm import audio
 from csm.data.faults import Fault
+from csm.data.remote import write_whole
 from csm.data.row import Row
 from csm.errors import CsmError
 
@@ -153,8 +152,5 @@ def _write(target: Path, before: np.ndarray, after: np.ndarray, rate: int) -> Ch
     floors, louds = ([round(float(np.percentile(levels, q)), 2) for levels in (was, now)] for q in (5, 95))
     change = Change(*floors, *louds)
     audio.write_wave(target, after, rate)
-    report = target.with_suffix(".json")
-    beside = report.with_name(f"{report.stem}.{uuid.uuid4().hex}.tmp")
-    beside.write_text(json.dumps(vars(change)))
-    os.replace(beside, report)
+    write_whole(target.with_suffix(".json"), [json.dumps(vars(change)).encode()])
     return change

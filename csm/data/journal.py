@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from csm.data.remote import write_whole
 from csm.errors import CsmError
 
 CLIPS, SETTINGS = "clips.jsonl", "prepare.json"
@@ -94,10 +93,4 @@ def read_language(folder: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 beside, then swap it in."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(path, [text.encode()])

@@ -18,6 +18,7 @@ import numpy as np
 from csm import audio
 from csm.data.doubt import SETTINGS, Hearing, Likeness, sound_doubt, text_doubt
 from csm.data.faults import Fault, require_usable
+from csm.data.folders import files_in
 from csm.data.journal import Journal, Prepared, write_text
 from csm.data.pauses import Span, find_spans
 from csm.data.row import clean_text, natural_key
@@ -108,9 +109,7 @@ def name_recordings(paths: Sequence[Path]) -> dict[str, Path]:
     named: dict[str, Path] = {}
     for path in paths:
         if path.is_dir():
-            files = sorted(
-                p for p in path.rglob("*") if p.suffix.lower() in audio.SUFFIXES and not p.name.startswith(".")
-            )
+            files = [file for file in files_in(path) if file.suffix.lower() in audio.SUFFIXES]
             if not files:
                 raise CsmError(f"{path} holds no sound files.", f"Looked for {', '.join(audio.SUFFIXES)}.")
             found = [(file.relative_to(path).with_suffix("").as_posix(), file) for file in files]

@@ -6,7 +6,8 @@ import hashlib
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
@@ -166,18 +167,19 @@ class Sources(Sequence[Source]):
 
 
 class _Before(Sequence[Frames]):
-    """The rows of turns, laid out when asked for."""
+    """The rows of the turns that may precede one; of a long recording's only those are looked at that are asked for."""
 
-    def __init__(self, rows_of: Callable[[int], Frames], numbers: Sequence[int]):
-        self.rows_of, self.numbers = rows_of, numbers
+    def __init__(self, rows_of: Callable[[int], Frames], nearest: Callable[[int | None], list[int]]):
+        self.rows_of, self.nearest = rows_of, nearest
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.nearest(None))
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self.rows_of(number) for number in self.numbers[index]]
-        return self.rows_of(self.numbers[index])
+            last = index.start if index.stop is index.step is None and (index.start or 0) < 0 else None
+            return [self.rows_of(number) for number in self.nearest(last and -last)[index]]
+        return self.rows_of(self.nearest(None)[index])
 
 
 def make_sources(conversations: Sequence[Sequence[CodedTurn]], tokenizer: TextTokenizer, codebooks: int) -> Sources:
@@ -202,16 +204,34 @@ def make_sources(conversations: Sequence[Sequence[CodedTurn]], tokenizer: TextTo
     def make(number: int) -> Source:
         row, count, conversation = turns.row(number), int(counts[number]), of[number]
         id = row.name if count == 1 else f"{row.name} ({count})"
-        first, part = int(starts[conversation]), Part.of(row)
-        shares = turns.files[first:number] == turns.files[number]
-        earlier = [i for i in range(first, number) if not (shares[i - first] and part.overlaps(Part.of(turns.row(i))))]
-        lone, before = bool(alone[conversation]), _Before(rows_of, earlier)
-        return Source(id, row.speaker, rows_of(number), before, lone, row.text, row.weight, part, ends(number))
+        lone, before = bool(alone[conversation]), _Before(rows_of, partial(nearest, number))
+        return Source(
+            id, row.speaker, rows_of(number), before, lone, row.text, row.weight, part_of(number), ends(number)
+        )
+
+    @lru_cache(KEPT)
+    def part_of(number: int) -> Part:
+        return Part.of(turns.row(number))
+
+    def nearest(number: int, count: int | None) -> list[int]:
+        """The last `count` turns before one whose sounds do not overlap it, the nearest last; all for None."""
+        earlier = range(number - 1, int(starts[of[number]]) - 1, -1)
+        file, part = turns.files[number], part_of(number)
+        apart = (i for i in earlier if turns.files[i] != file or not part.overlaps(part_of(i)))
+        return list(islice(apart, count))[::-1]
 
     total = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
 
     def rows_before(numbers: np.ndarray, k: int) -> np.ndarray:
-        return total[numbers] - total[np.maximum(starts[of[numbers]], numbers - k)]
+        firsts = starts[of[numbers]]
+        found, shares = total[numbers] - total[np.maximum(firsts, numbers - k)], np.zeros(len(numbers), bool)
+        for back in range(1, k + 1):
+            earlier = np.maximum(numbers - back, firsts)
+            shares |= (earlier < numbers) & (turns.files[earlier] == turns.files[numbers])
+        for place in np.flatnonzero(shares).tolist():  # what overlaps is passed over, and those before it are taken
+            taken = np.array(nearest(int(numbers[place]), k), np.int64)
+            found[place] = (total[taken + 1] - total[taken]).sum()
+        return found
 
     numbers = np.arange(len(rows), dtype=np.int32)
     speakers = turns.speakers.astype(np.min_scalar_type(turns.speakers.max(initial=0)))

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from csm.audio import loudness, read_audio, sounding_span
-from csm.data.clips import TRIM_BELOW_PEAK_DB, prepare_sound, text_fault
-from csm.data.codes import CodedTurn, Tokenised
+from csm.data.clips import LONGEST_RECORDING_SECONDS, TRIM_BELOW_PEAK_DB, prepare_sound, text_fault
+from csm.data.codes import Tokenised
 from csm.data.doctor.duplicates import fingerprint
 from csm.data.doctor.sound import Sound, measure_sound
 from csm.data.faults import Fault
 from csm.data.row import Row
+from csm.data.turns import CodedTurn
 from csm.errors import CsmError
 
 Recogniser = Callable[[np.ndarray, int], str]
@@ -126,7 +127,7 @@ def examine(
 ) -> Record:
     """Everything about one clip; its verdict is that of `csm.data.codes.CodeCache.codes_of`."""
     try:
-        wave, rate = read_audio(row.audio, row.start, row.end)
+        wave, rate = read_audio(row.audio, row.start, row.end, LONGEST_RECORDING_SECONDS)
     except CsmError as error:
         problem = error.message.removeprefix(f"{row.audio} ").rstrip(".")
         return Record(row, fault=Fault(row.audio, problem))
@@ -154,18 +155,18 @@ def examine(
 def quick_survey(data: Tokenised, levels: int = 200) -> Survey:
     """What can be said of tokenised data at little cost: lengths, texts, equal codes, the loudness of some clips.
 
+    Codes are not read: what is equal is told by the hashes that lie beside them.
+
     Args:
         data: what a run will learn from.
         levels: how many sound files are read for their loudness, spread over the data.
     """
-    flat = [turn for turns in data.conversations for turn in turns]
-    heard = {round(place) for place in np.linspace(0, len(flat) - 1, min(levels, len(flat)))}
-    records = []
-    for number, turn in enumerate(flat):
-        digest = hashlib.sha256(np.ascontiguousarray(turn.codes, np.int64).tobytes()).digest()
-        frames = turn.codes.shape[1]
-        level = _level(turn.row) if number in heard else None
-        records.append(Record(turn.row, None, None, frames, frames / data.frame_rate, digest, level))
+    turns, records = data.turns, []
+    heard = {round(place) for place in np.linspace(0, len(turns.frames) - 1, min(levels, len(turns.frames)))}
+    for number, (frames, sound) in enumerate(zip(turns.frames.tolist(), turns.sounds.tolist(), strict=True)):
+        row, digest = turns.row(number), sound.to_bytes(8, "little")
+        level = _level(row) if number in heard else None
+        records.append(Record(row, None, None, frames, frames / data.frame_rate, digest, level))
     return Survey([[record] for record in records], [], Grid(0, data.frame_rate))
 
 
