@@ -50,7 +50,7 @@ class ProcessLost(CsmError):
 
 
 class Trainer(Protocol):
-    """One optimiser over one model; see `csm.torch.trainer.Trainer`."""
+    """One optimiser over one model; see `csm.torch.trainer.TorchTrainer`."""
 
     @property
     def trained_names(self) -> set[str]: ...
@@ -167,10 +167,3 @@ def choose_backend(
 
     choice = choose(device, dtype, threads, training, folder.parameters)
     return Backend(str(choice.device), str(choice.dtype).removeprefix("torch."), choice.reason)
-
-
-def device_of_rank(local_rank: int) -> str:
-    """The device for one of a machine's processes that each take a GPU; "auto" where there is none."""
-    import torch
-
-    return f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "auto"
