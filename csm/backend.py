@@ -116,7 +116,7 @@ class Backend:
 
         from csm.torch.checkpoint import load_model
         from csm.torch.device import DTYPES
-        from csm.torch.lora_file import read_adapter, set_adapter
+        from csm.torch.lora_file import read_adapter_of, set_adapter
         from csm.torch.trainer import TorchTrainer
 
         adapts = recipe.method == "lora"
@@ -124,7 +124,7 @@ class Backend:
         model = load_model(source, self.device, torch.float32)
         trainer = TorchTrainer(model, recipe, DTYPES[self.dtype])
         if checkpoint and adapts:
-            set_adapter(model, read_adapter(checkpoint, model.config, model.state_dict().get))
+            set_adapter(model, read_adapter_of(model, checkpoint))
         return trainer
 
     def available_memory(self) -> int:

@@ -22,12 +22,13 @@ from csm.data.batches import some_examples
 from csm.data.codes import data_fingerprint
 from csm.data.codes_folder import read_turns
 from csm.data.shares import shared_out
-from csm.errors import CsmError
+from csm.errors import CsmError, is_out_of_memory
 from csm.model_folder import open_folder
 from csm.processes import Place, own_place
 from csm.recipe import Recipe
 from csm.torch.device import choose
 from csm.torch.gradients import extents, joined, sum_gradients
+from csm.torch.processes import Trouble
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("--max-steps", 4, "--accumulate", 3, "--batch-size", 2, "--save-every", 2, "--learning-rate", 2e-5)
@@ -270,6 +271,17 @@ def test_users_mistakes_are_told_once_and_end_all(toy_folder: Path, clip_folder:
     assert talk.count("every speaker of the data (5) is masked") == 1
     assert "/csm/cli/" not in talk, "no traceback of ours"
     _, talk = ran(2, *words, "--dry-run")
+
+
+def test_troubles_of_other_processes_are_told_apart() -> None:
+    """A CUDA error that speaks of memory is not a lack of it."""
+    short = Trouble.of(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    broken = Trouble.of(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert is_out_of_memory(short.error(1))
+    assert not is_out_of_memory(broken.error(1))
+    assert "illegal memory access" in str(broken.error(1))
+    told = Trouble.of(CsmError("a clip is missing.", "Look.")).error(1)
+    assert (str(told), type(told)) == ("a clip is missing. Look.", CsmError)
 
 
 @pytest.mark.slow

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from csm.backend import Backend, Trainer
 from csm.data.batches import Batch
-from csm.errors import CsmError
+from csm.errors import CsmError, is_out_of_memory
 from csm.model_folder import ModelFolder
 from csm.recipe import Recipe
-from csm.training.memory import is_out_of_memory
 
 LONGEST_SECONDS = 90.0  # after which no further update is begun
 START_SECONDS = 600.0
