@@ -43,7 +43,9 @@ class Trouble:
     def of(cls, error: Exception) -> Trouble:
         if isinstance(error, CsmError):
             return cls("CsmError", error.message, error.hint)
-        return cls("memory", str(error)) if is_out_of_memory(error) else cls("other", traceback.format_exc())
+        if is_out_of_memory(error):
+            return cls("memory", str(error))
+        return cls("other", "".join(traceback.format_exception(error)))
 
     def error(self, rank: int) -> Exception:
         """What the other processes raise for it."""
