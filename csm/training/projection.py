@@ -87,6 +87,8 @@ def project(tuner: CSMFineTuner, data: Tokenised, measured: bool = True) -> Proj
 def _measured(
     counted: Projection, found: Probe, batches: EpochBatches, tuner: CSMFineTuner, held_rows: int
 ) -> Projection:
+    from csm.torch.trainer import STATES_BYTES
+
     recipe = tuner.resolved.recipe
     first = min(1.0, counted.epochs) * counted.rows * found.first_seconds_a_row
     later = max(0.0, counted.epochs - 1) * counted.rows * found.later_seconds_a_row
@@ -94,7 +96,8 @@ def _measured(
     seconds = first + later + validations * held_rows * found.score_seconds_a_row
     kept = 0
     if recipe.freeze_backbone and recipe.freeze_embeddings and recipe.context_turns == 0:
-        kept = (counted.frames + held_rows) * tuner.base.config.backbone.hidden_size * 4  # the backbone's kept states
+        states = (counted.frames + held_rows) * tuner.base.config.backbone.hidden_size * 4  # the backbone's
+        kept = min(states, STATES_BYTES)
     method = f"measured on {found.updates} updates in a process of its own ({tuner.backend.reason})"
     return replace(counted, memory=found.memory + kept, seconds=seconds, method=method)
 
