@@ -70,7 +70,7 @@ class ProcessLost(CsmError):
 
 
 class Trainer(Protocol):
-    """One optimiser over one model; see `csm.torch.trainer.Trainer`."""
+    """One optimiser over one model; see `csm.torch.trainer.TorchTrainer`."""
 
     @property
     def trained_names(self) -> set[str]: ...
@@ -136,7 +136,7 @@ class Backend:
 
         from csm.torch.checkpoint import load_model
         from csm.torch.device import DTYPES
-        from csm.torch.lora_file import read_adapter, set_adapter
+        from csm.torch.lora_file import read_adapter_of, set_adapter
         from csm.torch.trainer import TorchTrainer
 
         adapts = recipe.method == "lora"
@@ -144,7 +144,7 @@ class Backend:
         model = load_model(source, self.device, torch.float32)
         trainer = TorchTrainer(model, recipe, DTYPES[self.dtype])
         if checkpoint and adapts:
-            set_adapter(model, read_adapter(checkpoint, model.config, model.state_dict().get))
+            set_adapter(model, read_adapter_of(model, checkpoint))
         return trainer
 
     def available_memory(self) -> int:
@@ -187,10 +187,3 @@ def choose_backend(
 
     choice = choose(device, dtype, threads, training, folder.parameters)
     return Backend(str(choice.device), str(choice.dtype).removeprefix("torch."), choice.reason)
-
-
-def device_of_rank(local_rank: int) -> str:
-    """The device for one of a machine's processes that each take a GPU; "auto" where there is none."""
-    import torch
-
-    return f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "auto"

@@ -1,4 +1,14 @@
-"""The one exception that users see: a sentence that says what is wrong, and a hint that says what to do."""
+"""The one exception that users see: a sentence that says what is wrong, and a hint that says what to do. And how to tell
+that what others raise means that memory is short."""
+
+MEMORY_PHRASES = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "failed to allocate",
+    "alloc_failed",
+)
 
 
 class CsmError(Exception):
@@ -18,3 +28,10 @@ class CsmError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}" if self.hint else self.message
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception is a device's or the machine's way of saying that memory is short."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in MEMORY_PHRASES)

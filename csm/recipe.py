@@ -28,7 +28,8 @@ CHANGEABLE = ("sample_every", "keep", "gradient_ckpt", "log_to", "log_every")
 class Recipe:
     """Everything that shapes what is learned, and what is kept of it. Rates of groups are factors of `learning_rate`.
 
-    `decoder_fraction` is the share of frames that train the depth decoder in a step; `save_every` 0 means once an epoch;
+    `decoder_fraction` is the share of a clip's frames that train the depth decoder in a step: its end always, and one more
+    at least; `save_every` 0 means once an epoch;
     `max_steps` 0 means as many as the epochs take; `max_grad_norm` 0 means no clipping; `early_stop` 0 never stops
     early; `keep` 0 keeps every checkpoint; `sample_every` 0 speaks no samples; `max_batch_frames` 0 does not limit a
     micro-batch's rows (padding included); `batch_size` 0, or "auto", is found before the first update, and what was found

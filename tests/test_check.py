@@ -25,7 +25,7 @@ from csm.cli.finetune import main
 from csm.data.doctor.survey import Grid, survey
 from csm.data.manifest import read_data
 from csm.training.finetuner import CSMFineTuner
-from csm.training.projection import project, widened
+from csm.training.projection import count_validations, project, widened
 from tests.conftest import spoken
 
 ROOT = Path(__file__).parents[1]
@@ -212,6 +212,14 @@ def test_training_says_what_the_cheap_checks_find(make_clips: Make, toy_folder: 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "save_every", "val_every"), [(10, 4, 0), (10, 4, 3), (12, 5, 3), (9, 3, 3), (7, 9, 2)]
+)
+def test_validations_are_counted_as_a_run_makes_them(steps: int, save_every: int, val_every: int) -> None:
+    made = [s for s in range(1, steps + 1) if s % save_every == 0 or s == steps or (val_every and s % val_every == 0)]
+    assert count_validations(steps, save_every, val_every) == 1 + len(made), "and the base"
 
 
 @pytest.mark.slow

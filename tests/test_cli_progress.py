@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from csm.cli.finetune import main
+from csm.cli.finetune import _Talk, main
+from csm.cli.live import TrainingView
 from csm.cli.progress import Progress
 
 ROOT = Path(__file__).parents[1]
@@ -156,3 +158,17 @@ def test_going_on_is_told_before_the_first_step(
 def test_a_run_without_validation_tells_no_base(clip_folder: Path, cache: Path, tmp_path: Path) -> None:
     lines = train(clip_folder, cache, tmp_path / "run", "--max-steps", 1, "--val-split", 0)
     assert not [line for line in lines if line.startswith("the base")]
+
+
+def test_a_run_that_goes_on_knows_its_lowest_validation(tmp_path: Path) -> None:
+    record = tmp_path / "metrics.jsonl"
+    lines = [
+        {"step": 0, "validation_loss": 9.0},
+        {"step": 1, "loss": 5.0, "validation_loss": 3.0},
+        {"step": 2, "loss": 4.0},
+    ]
+    record.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with TrainingView() as view:
+        _Talk(view, record, None).updated(3, 4, {"loss": 4.0, "validation_loss": 6.0})
+    assert view.figures.best == {"step": 1, "loss": 3.0}
+    assert view.figures.validation == {"step": 3, "loss": 6.0}

@@ -15,7 +15,7 @@ from csm.data.order import epoch_order
 from csm.data.sources import Source
 from csm.data.split import split
 from csm.errors import CsmError
-from csm.frames import turn
+from csm.frames import Frames, turn
 from csm.model_folder import open_folder
 from csm.recipe import Recipe
 from csm.torch.checkpoint import load_model
@@ -102,8 +102,22 @@ def test_decoder_frames_are_drawn_per_example_with_the_end_among_them(fraction: 
         example = examples.example(index, 0)
         chosen = examples.depth_frames(example, 5, fraction)
         assert chosen[-1]
-        assert chosen.sum() == max(1, np.ceil(fraction * len(chosen)))
+        assert chosen.sum() == max(2, np.ceil(fraction * len(chosen)))
         np.testing.assert_array_equal(chosen, example_set(12).depth_frames(example, 5, fraction))
+
+
+@pytest.mark.parametrize(("frames", "trained"), [(1, 2), (2, 2), (16, 2), (31, 2), (32, 3)])
+def test_a_short_clip_trains_the_depth_decoder_on_more_than_its_end(frames: int, trained: int) -> None:
+    """`frames` and the end: at 1/16 the share of a clip of up to 15 frames would be its end alone."""
+    examples = ExampleSet([clip(0, frames=frames)], 0, 256, 0)
+    example = examples.example(0, 0)
+    drawn = [examples.depth_frames(example, epoch, 1 / 16) for epoch in range(8)]
+    assert {int(chosen.sum()) for chosen in drawn} == {trained}
+    assert all(chosen[-1] for chosen in drawn)
+    if frames > 2:
+        assert len({tuple(chosen) for chosen in drawn}) > 1, "another frame in another epoch"
+    lone = Example("cut", Frames(example.rows.frames[: example.targets[1]], example.rows.mask[: example.targets[1]]), 0)
+    assert examples.depth_frames(lone, 0, 1 / 16).tolist() == [True], "a turn that was cut at its first frame"
 
 
 def test_an_epoch_holds_every_example_once_in_a_seeded_order() -> None:

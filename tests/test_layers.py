@@ -16,8 +16,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
-    "errors", "processes", "json_file", "config", "torch_file", "weights", "layouts", "adapters", "recipe", "presets",
-    "segment", "containers", "loudness", "audio", "threads", "tokenizer", "flavours", "whole_folder", "tiny_codec", "codec",
+    "errors", "processes", "json_file", "whole_file", "config", "torch_file", "weights", "layouts", "adapters", "recipe",
+    "presets", "segment", "containers", "loudness", "audio", "threads", "tokenizer", "flavours", "whole_folder", "tiny_codec",
+    "codec",
     "model_folder", "frames", "data", "backend", "torch", "training", "generator", "samples", "cli",
 )  # fmt: skip
 """The rooms of csm from left to right: each imports only itself and what stands to its left."""

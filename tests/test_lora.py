@@ -393,9 +393,9 @@ def test_a_trained_step_equals_pefts(toy_folder: Path, tmp_path: Path) -> None:
     embeds, labels = transformers_rows(theirs.base_model.model, rows)
     optimizer = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.01)
     one = adapting(toy_folder)
-    from csm.torch.lora_file import read_adapter, set_adapter
+    from csm.torch.lora_file import read_adapter_of, set_adapter
 
-    set_adapter(one.model, read_adapter(tmp_path / "start", one.model.config, one.model.state_dict().get))
+    set_adapter(one.model, read_adapter_of(one.model, tmp_path / "start"))
     example = Example("a", rows, 0)
     mine = collate([example], [np.ones(len(example.targets), bool)])
     for _ in range(3):

@@ -19,23 +19,26 @@ from test_trainer import batch
 
 from csm.backend import Backend
 from csm.data.batches import some_examples
+from csm.data.codes import data_fingerprint
+from csm.data.codes_folder import read_turns
 from csm.data.shares import shared_out
-from csm.errors import CsmError
+from csm.errors import CsmError, is_out_of_memory
 from csm.model_folder import open_folder
 from csm.processes import Place, own_place
 from csm.recipe import Recipe
 from csm.torch.device import choose
 from csm.torch.gradients import extents, joined, sum_gradients
+from csm.torch.processes import Trouble
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("--max-steps", 4, "--accumulate", 3, "--batch-size", 2, "--save-every", 2, "--learning-rate", 2e-5)
 MEASURED = ("frames_per_second", "peak_memory_mb")
 
 
-def started(count: int, *words: object) -> subprocess.Popen[str]:
+def started(count: int, *words: object, module: str = "csm.cli.finetune") -> subprocess.Popen[str]:
     """A command in `count` processes, one thread each; without torchrun where it is 0."""
     torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={count}"] if count else []
-    command = [sys.executable, *torchrun, "-m", "csm.cli.finetune", *words]
+    command = [sys.executable, *torchrun, "-m", module, *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -49,9 +52,9 @@ def training(model: Path, clips: Path, out: Path, *words: object) -> tuple[objec
     return (*words, "--model-path", model, "--output-dir", out, *data, *place)
 
 
-def ran(count: int, *words: object, code: int = 0) -> tuple[str, str]:
+def ran(count: int, *words: object, code: int = 0, module: str = "csm.cli.finetune") -> tuple[str, str]:
     """What a command that ended said on stdout and stderr."""
-    process = started(count, *words)
+    process = started(count, *words, module=module)
     out, talk = process.communicate(timeout=120)
     assert process.returncode == code, talk
     return out, talk
@@ -268,6 +271,37 @@ def test_users_mistakes_are_told_once_and_end_all(toy_folder: Path, clip_folder:
     assert talk.count("every speaker of the data (5) is masked") == 1
     assert "/csm/cli/" not in talk, "no traceback of ours"
     _, talk = ran(2, *words, "--dry-run")
+
+
+def test_troubles_of_other_processes_are_told_apart() -> None:
+    """A CUDA error that speaks of memory is not a lack of it."""
+    short = Trouble.of(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    broken = Trouble.of(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert is_out_of_memory(short.error(1))
+    assert not is_out_of_memory(broken.error(1))
+    assert "illegal memory access" in str(broken.error(1))
+    told = Trouble.of(CsmError("a clip is missing.", "Look.")).error(1)
+    assert (str(told), type(told)) == ("a clip is missing. Look.", CsmError)
+
+
+@pytest.mark.slow
+def test_each_process_tokenizes_its_part(clip_folder: Path, tmp_path: Path) -> None:
+    """`tokenize` alone shares its work by itself, where every other command is run by the first process."""
+    data = ("tokenize", clip_folder, "--speaker-id", 5, "--threads", 1, "--device", "cpu")
+    out, talk = ran(2, *data, "--output", tmp_path / "two")
+    assert out.strip() == str(tmp_path / "two"), talk
+    ran(0, *data, "--output", tmp_path / "one")
+    codec = Backend("cpu", "float32", "").codec(open_folder("csm-tiny")).fingerprint
+    two, one = (data_fingerprint(read_turns(tmp_path / name, codec)[0]) for name in ("two", "one"))
+    assert two == one
+
+
+@pytest.mark.slow
+def test_the_lora_guides_command_is_one_of_them(toy_folder: Path, clip_folder: Path, tmp_path: Path) -> None:
+    words = training(toy_folder, clip_folder, tmp_path / "run", "--max-steps", 1, "--val-split", 0)
+    out, talk = ran(2, *words, module="csm.cli.finetune_lora")
+    assert out == f"{tmp_path}/run/checkpoints/step-000001\n"
+    assert talk.count("fine_tuned_model.safetensors") == 1
 
 
 FAILING = """

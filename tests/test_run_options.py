@@ -462,6 +462,7 @@ def test_checkpointed_layers_keep_less(toy_folder: Path) -> None:
     [
         torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
         MemoryError(),
     ],
 )
@@ -470,6 +471,8 @@ def test_out_of_memory_is_a_sentence_with_the_flag_that_helps(error: Exception) 
         raise error
     assert "--gradient-ckpt" in str(caught.value.hint)
     assert "--batch-size 2 --accumulate 2" in remedy(Recipe(batch_size=4, gradient_ckpt=True))
+    assert "--batch-size 3 --accumulate 6" in remedy(Recipe(batch_size=9, accumulate=2, gradient_ckpt=True))
+    assert "--batch-size 1 --accumulate 5" in remedy(Recipe(batch_size=5, gradient_ckpt=True)), "as many examples"
     assert "--context-turns 1" in remedy(Recipe(batch_size=1, gradient_ckpt=True, context_turns=2))
     with pytest.raises(RuntimeError, match="shape"), memory_explained(Recipe(), 7):
         raise RuntimeError("shape mismatch")

@@ -115,6 +115,11 @@ def test_stages_are_listed_as_text_and_json(staged: Path, toy_folder: Path) -> N
         ({"recipe": {}}, "no style_name"),
         ({"recipe": {"style_name": "x", "epoch": 1}}, "stage style-tune: unknown key 'epoch'"),
         ({"name": "voice"}, "two stages with the name voice"),
+        ({"speaker_id": "x"}, "stage 2.*speaker_id is 'x'; it is a whole number"),
+        ({"speaker_id": -1}, "speaker_id is -1; it goes from 0"),
+        ({"piece_seconds": "ten"}, "piece_seconds is 'ten'; it is a number"),
+        ({"align": "no"}, "align is 'no'; it is true or false"),
+        ({"denoise": 1}, "denoise is 1; it is true or false"),
     ],
 )
 def test_a_fault_of_the_file_names_its_stage(

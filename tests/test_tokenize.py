@@ -41,6 +41,12 @@ def tokenized(clips: Path, out: Path, *words: object, **environment: str) -> Pat
     return out
 
 
+def torchruns(rank: int, size: int) -> dict[str, str]:
+    """The variables that torchrun sets for a process."""
+    places = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+    return {name: str(value) for name, value in places.items()} | {"TORCHELASTIC_RUN_ID": "none"}
+
+
 def clips_there(folder: Path) -> int:
     return sum(path.stat().st_size // ENTRY.itemsize for path in folder.glob("*.entries"))
 
@@ -121,7 +127,7 @@ def test_parts_make_the_same_folder_and_the_last_completes_it(
         if launcher == "shard":
             tokenized(clips, out, "--shard", f"{number}/{count}")
         else:
-            tokenized(clips, out, RANK=str(number), WORLD_SIZE=str(count))
+            tokenized(clips, out, **torchruns(number, count))
     assert not list(out.glob("rows-*"))
     assert clips_there(out) == 9
     whole, joined = (read_turns(folder, CODEC.fingerprint)[0] for folder in (codes, out))
@@ -219,7 +225,7 @@ def test_refusals_are_sentences(clips: Path, codes: Path, toy_folder: Path, tmp_
     assert "codes already" in run("tokenize", codes, "--output", tmp_path / "x", code=1).stderr
     for wrong in ("3/3", "1", "a/b", "-1/4"):
         assert "no part" in run("tokenize", clips, "--output", tmp_path / "x", "--shard", wrong, code=2).stderr
-    assert "RANK" in run("tokenize", clips, "--output", tmp_path / "x", code=1, RANK="4", WORLD_SIZE="2").stderr
+    assert "4 of 2" in run("tokenize", clips, "--output", tmp_path / "x", code=1, **torchruns(4, 2)).stderr
     assert "No data" in run("tokenize", "--output", tmp_path / "x", code=1).stderr
     silent = tmp_path / "silent"
     (silent / "audio").mkdir(parents=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from csm.errors import CsmError
 from csm.json_file import read_json
+from csm.whole_file import whole_file
 
 CONFIG, BASE = "adapter_config.json", "base.json"
 SCHEMA = 1
@@ -34,9 +34,8 @@ def write_base(base: Origin, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     values = {"schema_version": SCHEMA, "name": base.name, "path": base.path, "hash": base.hash}
     values |= {"beside": base.beside} if base.beside else {}
-    beside = folder / f".{BASE}.part"
-    beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(beside, folder / BASE)
+    with whole_file(folder / BASE) as file:
+        file.write((json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_base(folder: Path, named: str | None = None) -> Origin:

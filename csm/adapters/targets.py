@@ -7,9 +7,12 @@ of a layer's matrix means that transformer alone.
 from __future__ import annotations
 
 import difflib
+from typing import TYPE_CHECKING
 
-from csm.config import ModelConfig
 from csm.errors import CsmError
+
+if TYPE_CHECKING:
+    from csm.config import ModelConfig
 
 LAYER_MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 STACKS = {"backbone": "backbone_model.layers", "decoder": "depth_decoder.model.layers"}

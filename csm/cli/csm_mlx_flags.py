@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from csm.cli.options import PATH, Command, adapts, reads_data, runs_model, shapes_recipe, takes_base
+from csm.cli.options import PATH, adapts, bundle, reads_data, runs_model, shapes_recipe, takes_base
 from csm.cli.run_options import begins_run, steers_run
 from csm.errors import CsmError
 
@@ -34,21 +34,8 @@ _OWN = (
 _SAVES = click.option("--only-save-adapter/--save-all", default=True, show_default=True,
                       help="--save-all writes the model with the adapter merged in too, to OUT/merged")  # fmt: skip
 
-
-def trains_in_full(command: Command) -> Command:
-    """Every flag of csm-mlx's `finetune full`, and ours."""
-    return _add(command, *_NAMES, reads_data, shapes_recipe, *_OWN, steers_run, begins_run, runs_model)
-
-
-def trains_adapters(command: Command) -> Command:
-    """Every flag of csm-mlx's `finetune lora`, and ours."""
-    return _add(command, *_NAMES, reads_data, shapes_recipe, *_OWN, adapts, _SAVES, steers_run, begins_run, runs_model)
-
-
-def _add(command: Any, *options: Any) -> Any:
-    for option in reversed(options):
-        command = option(command)
-    return command
+trains_in_full = bundle(*_NAMES, reads_data, shapes_recipe, *_OWN, steers_run, begins_run, runs_model)
+trains_adapters = bundle(*_NAMES, reads_data, shapes_recipe, *_OWN, adapts, _SAVES, steers_run, begins_run, runs_model)
 
 
 def understood(preset: str, flags: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,8 @@ def shape_rows(
 
     if flags.get("denoise"):
         rows, faults = _denoise(rows, faults, flags.get("cache_dir"))
-    cutting = Cutting(flags.get("piece_seconds") or PIECE_SECONDS, alignments=flags.get("alignment_dir"))
+    seconds = PIECE_SECONDS if (asked := flags.get("piece_seconds")) is None else asked
+    cutting = Cutting(seconds, alignments=flags.get("alignment_dir"))
     if longest_seconds:
         cutting = replace(cutting, longest_seconds=min(longest_seconds, cutting.longest_seconds))
     with _aligner(bool(flags.get("align")), rows) as align, Progress("cutting") as bar:

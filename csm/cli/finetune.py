@@ -249,9 +249,9 @@ class _Talk:
         from csm.training.metrics import MetricsFile
 
         self.knows_base = True
-        for record in MetricsFile(self.metrics).read()[:1]:
+        for record in MetricsFile(self.metrics).read():  # of a run that goes on, all that it learned before
+            self.bar.take(record["step"], record)
             if record["step"] == 0 and "validation_loss" in record:
-                self.bar.take(0, record)
                 self.bar.say(f"the base: validation {record['validation_loss']:.4g}")
 
 

@@ -7,14 +7,15 @@ from typing import Any
 
 import click
 
-from csm.cli.console import LEVELS, Command, answer, say, talking_from
+from csm.cli.console import LEVELS, answer, say, talking_from
 from csm.cli.options import PATH, adapts, reads_data, runs_model, shapes_recipe, takes_base
 from csm.cli.run_options import begins_run, steers_run
+from csm.cli.together import TogetherCommand
 
 PROMPT = "This is a test of the fine-tuned voice model."
 
 
-@click.command("finetune_lora", cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("finetune_lora", cls=TogetherCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--model-path", required=True, help="csm-tiny, a model folder, a run, a weights file or a hub id")
 @takes_base
 @click.option("--output-dir", required=True, type=PATH, help="the run folder, and the guide's files at its top")

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from csm.cli.lists import NUMBERS, listed
+from csm.recipe import METHODS, OPTIMIZERS, SCHEDULES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -24,7 +25,9 @@ class AutoInt(click.ParamType):
         return value if value == "auto" else click.INT.convert(value, param, ctx)
 
 
-def _bundle(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+def bundle(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """A decorator that adds the options to a command, in this order."""
+
     def add(command: Command) -> Command:
         for option in reversed(options):
             command = option(command)
@@ -33,13 +36,13 @@ def _bundle(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     return add
 
 
-runs_model = _bundle(
+runs_model = bundle(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps"),
     click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16"),
     click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads; by default what the CPU quota grants"),
 )
 
-samples_speech = _bundle(
+samples_speech = bundle(
     click.option("--temperature", type=float, help="0 is greedy; default: the model folder's, else 0.9"),
     click.option(
         "--top-k", type=click.IntRange(0), help="codes to draw from, 0 for all; default: the folder's, else 50"
@@ -76,15 +79,15 @@ stops_at_faults = click.option(
     "--strict", is_flag=True, help="stop at a clip that cannot be used, rather than skip and count it"
 )
 _CACHE = click.option("--cache-dir", type=PATH, help="where audio codes are kept; default: the user's cache folder")
-names_data = _bundle(*_DATA)
-reads_data = _bundle(*_DATA, stops_at_faults, _CACHE)
+names_data = bundle(*_DATA)
+reads_data = bundle(*_DATA, stops_at_faults, _CACHE)
 
 
 chooses_method = click.option(
-    "--method", type=click.Choice(["full", "lora"]), help="learn the weights, or thin adapters beside them"
+    "--method", type=click.Choice(METHODS), help="learn the weights, or thin adapters beside them"
 )
 
-adapts = _bundle(
+adapts = bundle(
     click.option("--lora-rank", "--lora-r", "lora_rank", type=int, help="width of the adapters"),
     click.option("--lora-alpha", type=float, help="their weight is alpha / rank"),
     click.option("--lora-dropout", type=float, help="share of the adapters' input that is left out in training"),
@@ -105,7 +108,7 @@ adapts = _bundle(
     click.option("--rslora/--no-rslora", "lora_rslora", default=None, help="weigh by alpha / sqrt(rank)"),
 )  # fmt: skip
 
-shapes_recipe = _bundle(
+shapes_recipe = bundle(
     click.option("--learning-rate", "--lr", "learning_rate", type=float),
     click.option("--epochs", type=int),
     click.option("--max-steps", type=int, help="updates in all, in place of epochs"),
@@ -123,8 +126,8 @@ shapes_recipe = _bundle(
     click.option("--context-turns", "--max-context-turns", type=int, help="turns before the target at most"),
     click.option("--max-audio-length-ms", type=float, help="cut the sound of every turn there; 0 cuts nothing"),
     click.option("--max-seq-len", type=int, help="rows of text and sound in an example; 0 is what the model takes"),
-    click.option("--optimizer", type=click.Choice(["adamw", "adam", "sgd"])),
-    click.option("--schedule", type=click.Choice(["cosine", "constant"]), help="of the learning rate, after its warmup"),
+    click.option("--optimizer", type=click.Choice(OPTIMIZERS)),
+    click.option("--schedule", type=click.Choice(SCHEDULES), help="of the learning rate, after its warmup"),
     click.option("--weight-decay", "--wd", "weight_decay", type=float),
     click.option("--max-grad-norm", "--max-norm", "max_grad_norm", type=float, help="0 clips nothing"),
     click.option("--val-split", type=float, help="share of files or conversations held out; 0 for none"),

@@ -30,5 +30,5 @@ def lora(**flags: Any) -> None:
     if best and not flags["only_save_adapter"]:
         from csm.training.lora_files import write_merged
 
-        say(f"merged: {write_merged(flags['output_dir'], best)}")
+        say(f"merged: {write_merged(flags['output_dir'].expanduser(), best)}")
     answer_best(best)

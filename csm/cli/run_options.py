@@ -7,14 +7,11 @@ from typing import Any
 import click
 
 from csm.cli.lists import NUMBERS, listed
-from csm.cli.options import PATH, Command
+from csm.cli.options import PATH, bundle
 from csm.errors import CsmError
+from csm.recipe import LOGS, SELECT_BY
 
-SELECT_BY = ("validation_loss", "speaker_similarity", "score")
-LOGS = ("tensorboard", "wandb", "trackio")
-
-
-_OPTIONS = (
+steers_run = bundle(
     listed("--mask-speaker-ids", metavar=NUMBERS, help="speakers whose turns are context only"),
     listed("--only-speaker-ids", metavar=NUMBERS, help="the speakers whose turns are learned"),
     click.option("--context-dropout", type=float, help="share of examples an epoch shows without their context"),
@@ -27,13 +24,13 @@ _OPTIONS = (
     click.option("--gradient-ckpt/--no-gradient-ckpt", default=None, help="less memory for more time, equal numbers"),
     listed("--log-to", known=(*LOGS, "none"), help=f"any of {', '.join(LOGS)}, or none; default: tensorboard"),
 )
-_BEGINNING = (
+begins_run = bundle(
     click.option("--recipe", "recipe_file", type=PATH, help="YAML or TOML with any of a recipe's keys"),
     click.option("--dry-run", is_flag=True, help="print the recipe with its sources, and stop"),
     click.option("--resume", is_flag=True, help="fail unless there is a run to go on with"),
     click.option("--fresh", is_flag=True, help="move a run that is there aside and begin anew"),
 )
-_TERMS = (
+names_terms = bundle(
     click.option("--terms", type=PATH, help="a file of terms, one a line: their clips are shown more often"),
     click.option("--term-factor", type=float, help="how many times an epoch shows a clip with a term  [default: 3]"),
 )
@@ -41,27 +38,6 @@ KEYS = (
     "mask_speaker_ids", "only_speaker_ids", "context_dropout", "early_stop", "select_by", "sample_every",
     "sample_prompts", "keep", "gradient_ckpt", "log_to", "term_factor",
 )  # fmt: skip
-
-
-def steers_run(command: Command) -> Command:
-    """The flags of every command that trains."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
-def begins_run(command: Command) -> Command:
-    """The flags of how a run is begun: from a recipe, not at all, anew, or where it was."""
-    for option in reversed(_BEGINNING):
-        command = option(command)
-    return command
-
-
-def names_terms(command: Command) -> Command:
-    """The flags of `domain` alone."""
-    for option in reversed(_TERMS):
-        command = option(command)
-    return command
 
 
 def run_layer(flags: dict[str, Any]) -> dict[str, Any]:

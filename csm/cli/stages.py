@@ -17,6 +17,9 @@ OF_STAGE = (
     "name", "preset", "data_path", "audio_dir", "transcript_dir", "format", "language", "speaker_id", "output_dir", "terms",
     "reference", "recipe", "strict", "alignment_dir", "align", "piece_seconds", "denoise",
 )  # fmt: skip
+KINDS: dict[str, tuple[type, ...]] = {
+    "speaker_id": (int,), "piece_seconds": (int, float), "align": (bool,), "denoise": (bool,), "strict": (bool,),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ def _stage(path: Path, number: int, raw: dict[Any, Any], values: dict[str, Any])
     name = str(stage.get("name", preset))
     place = f"{path}, stage {number} ({name})"
     _check_keys(stage, OF_STAGE, place)
+    _check_kinds(stage, place)
     if preset not in PRESETS:
         raise CsmError(f"{place}: there is no preset {preset!r}.", nearest(str(preset), tuple(PRESETS)))
     if not (stage.get("output_dir") or values.get("output_dir")):
@@ -134,6 +138,19 @@ def _check_keys(values: dict[str, Any], known: tuple[str, ...], place: str) -> N
         if key not in known:
             hint = "It belongs under `recipe:`." if hasattr(Recipe(), str(key)) else nearest(str(key), known)
             raise CsmError(f"{place}: unknown key {key!r}.", hint)
+
+
+def _check_kinds(stage: dict[str, Any], place: str) -> None:
+    """What a flag of a command would refuse."""
+    for key, kinds in KINDS.items():
+        value = stage.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            wanted = {"speaker_id": "a whole number", "piece_seconds": "a number"}.get(key, "true or false")
+            raise CsmError(f"{place}: {key} is {value!r:.60}; it is {wanted}.")
+        if key == "speaker_id" and value < 0:
+            raise CsmError(f"{place}: speaker_id is {value}; it goes from 0.")
 
 
 @click.command("stages")

@@ -11,7 +11,9 @@ import click
 
 from csm.cli.console import answer, say, warn
 from csm.cli.options import PATH, names_data, stops_at_faults, takes_base
+from csm.cli.together import Apart
 from csm.errors import CsmError
+from csm.processes import own_place
 
 if TYPE_CHECKING:
     from csm.data.codes_folder import Part
@@ -30,7 +32,7 @@ class _Share(click.ParamType):
         return int(found[1]), int(found[2])
 
 
-@click.command("tokenize")
+@click.command("tokenize", cls=Apart)
 @click.argument("data", nargs=-1)
 @names_data
 @stops_at_faults
@@ -59,32 +61,15 @@ def tokenize(data: tuple[str, ...], output: Path, share: tuple[int, int] | None,
     paths = (*flags["data_paths"], *data)
     if any(is_codes_folder(Path(path)) for path in paths):
         raise CsmError("the data are codes already.", "Name the sound files that they were made from.")
-    part = Part(*(share or _of_launcher()))
+    place = own_place()
+    part = Part(*(share or (place.rank, place.size)))
     folder = open_folder(flags["model_path"], flags["base"])
-    backend = choose_backend(folder, _device(flags["device"], share), "auto", flags["threads"])
+    backend = choose_backend(folder, flags["device"], "auto", flags["threads"])
     rows, faults = read_rows({**flags, "data_paths": paths})
     if write_codes(output, rows, faults, part, folder, backend, flags["strict"]):
         answer(str(output))
     else:
         say(f"part {part.number} of {part.count} is done; {output} waits for others")
-
-
-def _of_launcher() -> tuple[int, int]:
-    """The part that torchrun's RANK and WORLD_SIZE name; all where it did not start this process."""
-    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
-        raise CsmError(f"RANK is {rank!r} and WORLD_SIZE {world!r}: they name no part of the work.", "Give --shard.")
-    return int(rank), int(world)
-
-
-def _device(device: str, share: tuple[int, int] | None) -> str:
-    """Under torchrun each process takes the GPU of its LOCAL_RANK."""
-    local = os.environ.get("LOCAL_RANK", "")
-    if device != "auto" or share or not local.isdecimal():
-        return device
-    from csm.backend import device_of_rank
-
-    return device_of_rank(int(local))
 
 
 def write_codes(

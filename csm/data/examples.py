@@ -134,11 +134,11 @@ class ExampleSet:
         return bool(same_file) and source.part is not None and source.part.overlaps(heard[other].part)
 
     def depth_frames(self, example: Example, epoch: int, fraction: float) -> np.ndarray:
-        """Which of the example's targets train the depth decoder, `(n,)` bool: at least one, the end always."""
+        """Which of the example's targets train the depth decoder, `(n,)` bool: the end, and at least one more of several."""
         count = len(example.targets)
         chosen = np.zeros(count, bool)
         chosen[-1] = True
-        others = max(1, int(np.ceil(fraction * count))) - 1
+        others = max(1, int(np.ceil(fraction * count)) - 1)
         draw = rng_for(self.seed, epoch, example.id, "depth")
         chosen[draw.permutation(count - 1)[:others]] = True
         return chosen

@@ -25,10 +25,15 @@ def read_adapter(folder: Path, config: ModelConfig, of_base: Callable[[str], Ten
     return replace(found, factors=factors, whole=whole)
 
 
+def read_adapter_of(model: Csm, folder: Path) -> Adapter:
+    """`read_adapter` of a folder whose base is this model, on whatever device that is."""
+    state = model.state_dict()
+    return read_adapter(folder, model.config, lambda name: state[name].cpu())
+
+
 def load_adapter(model: Csm, folder: Path) -> Adapter:
     """Put the adapter of a folder on a model, beside its weights. Raises as `read_adapter`."""
-    state = model.state_dict()
-    adapter = read_adapter(folder, model.config, lambda name: state[name].cpu())
+    adapter = read_adapter_of(model, folder)
     attach(model, adapter.plan)
     set_adapter(model, adapter)
     return adapter

@@ -17,7 +17,7 @@ def available_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
-    return _resident() + _free()
+    return _resident() + free_memory()
 
 
 def release_memory(device: torch.device) -> None:
@@ -28,7 +28,7 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _free() -> int:
+def free_memory() -> int:
     """Bytes of main memory that are free, or soon are, to this process: the system's, and its cgroup's."""
     free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     info = Path("/proc/meminfo")

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from csm.backend import ProcessLost
-from csm.errors import CsmError
+from csm.errors import CsmError, is_out_of_memory
 from csm.processes import Place, own_place
 from csm.torch.gradients import Extent, sum_gradients
 
@@ -43,8 +43,9 @@ class Trouble:
     def of(cls, error: Exception) -> Trouble:
         if isinstance(error, CsmError):
             return cls("CsmError", error.message, error.hint)
-        memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in str(error).lower()
-        return cls("memory", str(error)) if memory else cls("other", traceback.format_exc())
+        if is_out_of_memory(error):
+            return cls("memory", str(error))
+        return cls("other", "".join(traceback.format_exception(error)))
 
     def error(self, rank: int) -> Exception:
         """What the other processes raise for it."""

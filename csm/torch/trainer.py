@@ -29,7 +29,7 @@ from csm.torch.adamw import AdamW, clip_gradients
 from csm.torch.checkpoint import save_tensors, write_adapter, write_checkpoint
 from csm.torch.heap import keep_freed_memory
 from csm.torch.lora import attach, is_adapter_name
-from csm.torch.loss import backbone_states, loss, losses_each, read_codes
+from csm.torch.loss import Codes, backbone_states, loss, losses_each, read_codes
 from csm.torch.model import Csm
 
 STATES_BYTES = 4 << 30  # frozen states beyond this are computed again rather than kept
@@ -177,7 +177,7 @@ class TorchTrainer:
         self.model.eval()
         with torch.no_grad():
             codes = read_codes(self.model, batch)
-            semantic, acoustic = losses_each(self.model, batch, codes, self._states_of(batch))
+            semantic, acoustic = losses_each(self.model, batch, codes, self._states_of(batch, codes))
         self.model.train(was_training)
         size, of = batch.shape[0], batch.example_of
         weights = np.ones(size) if batch.weights is None else batch.weights
@@ -203,12 +203,11 @@ class TorchTrainer:
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         codes = read_codes(self.model, batch)
-        states = self._states_of(batch) if self.keeps_states else backbone_states(self.model, batch, codes, self.dtype)
-        return loss(self.model, batch, codes, states)
+        return loss(self.model, batch, codes, self._states_of(batch, codes))
 
-    def _states_of(self, batch: Batch) -> Tensor:
+    def _states_of(self, batch: Batch, codes: Codes) -> Tensor:
         if not self.keeps_states:
-            return backbone_states(self.model, batch, read_codes(self.model, batch), self.dtype)
+            return backbone_states(self.model, batch, codes, self.dtype)
         with torch.no_grad():
             return torch.cat([self._example_states(batch, i) for i in range(batch.shape[0])])
 

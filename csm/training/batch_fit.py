@@ -10,10 +10,10 @@ import numpy as np
 from csm.backend import Trainer
 from csm.data.batches import Batch, collate
 from csm.data.examples import Example, ExampleSet
-from csm.errors import CsmError
+from csm.errors import CsmError, is_out_of_memory
 from csm.frames import Frames, join
 from csm.recipe import Recipe
-from csm.training.memory import is_out_of_memory, remedy
+from csm.training.memory import remedy
 
 FRACTION = 0.8  # of the memory, for what a probe cannot see: fragments, validation, samples
 

@@ -100,7 +100,7 @@ class CSMFineTuner:
             raise CsmError(f"output_dir is {output_dir!r:.60}; it is a path.")
         self.preset = preset
         self.base: ModelFolder = open_folder(model_path, base)
-        self.run = RunFolder(Path(output_dir))
+        self.run = RunFolder(Path(output_dir).expanduser())
         self.backend = backend or choose_backend(self.base, device, dtype, threads, training=True)
         self.cache_folder = cache or default_cache_folder()
         self.layers: list[tuple[str, Mapping[str, Any]]] = [

@@ -20,6 +20,7 @@ from csm.errors import CsmError
 from csm.json_file import read_json
 from csm.model_folder import open_folder
 from csm.training.run_folder import TRAINER, write_json
+from csm.whole_file import whole_file
 
 LATEST, TUNED, MERGED = "checkpoint_latest.safetensors", "fine_tuned_model", "merged"
 SAVE_MODES = ("lora", "full", "both")
@@ -32,16 +33,12 @@ def write_adapter_file(folder: Path, file: Path) -> None:
     told = {"format": "pt", CONFIG: (folder / CONFIG).read_text(encoding="utf-8")}
     if (folder / BASE).is_file():
         told[BASE] = (folder / BASE).read_text(encoding="utf-8")
-    beside = file.with_name(f".{file.name}.part")
-    with (folder / TENSORS).open("rb") as source, beside.open("wb") as target:
+    with (folder / TENSORS).open("rb") as source, whole_file(file) as target:
         header = _header(source.read(8), source.read, folder / TENSORS)
         encoded = json.dumps({**header, "__metadata__": told}).encode()
         encoded += b" " * (-len(encoded) % 8)
         target.write(len(encoded).to_bytes(8, "little") + encoded)
         shutil.copyfileobj(source, target, 1 << 22)
-        target.flush()
-        os.fsync(target.fileno())
-    os.replace(beside, file)
 
 
 def adapter_folder_of(path: Path, scratch: Path) -> Path:

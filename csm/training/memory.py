@@ -5,23 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from csm.errors import CsmError
+from csm.errors import CsmError, is_out_of_memory
 from csm.recipe import Recipe
-
-PHRASES = (
-    "out of memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "not enough memory",
-    "failed to allocate",
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception is a device's or the machine's way of saying that memory is short."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in PHRASES)
 
 
 @contextmanager
@@ -45,10 +30,10 @@ def remedy(recipe: Recipe) -> str:
     if not recipe.gradient_ckpt:
         return "Add --gradient-ckpt: the same numbers for less memory, and the run goes on where it was."
     if recipe.batch_size > 1:
-        half = recipe.batch_size // 2
+        size = max(n for n in range(1, recipe.batch_size) if recipe.batch_size % n == 0)
         return (
-            f"Give --batch-size {half} --accumulate {recipe.accumulate * -(-recipe.batch_size // half)}: the same "
-            "updates in smaller pieces, as a run of its own (--fresh)."
+            f"Give --batch-size {size} --accumulate {recipe.accumulate * recipe.batch_size // size}: as many examples to an "
+            "update in smaller pieces, as a run of its own (--fresh)."
         )
     if recipe.context_turns:
         return f"Give --context-turns {recipe.context_turns - 1}, or shorter clips."

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from csm.errors import CsmError
+from csm.whole_file import whole_file
 
 
 class MetricsFile:
@@ -47,6 +47,5 @@ class MetricsFile:
     def rewind(self, step: int) -> None:
         """Keep the records up to and including `step`."""
         kept = [json.dumps(r) + "\n" for r in self.read() if r["step"] <= step]
-        beside = self.path.with_suffix(".part")
-        beside.write_text("".join(kept))
-        os.replace(beside, self.path)
+        with whole_file(self.path) as file:
+            file.write("".join(kept).encode())

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from csm.backend import Backend, Trainer
 from csm.data.batches import Batch
-from csm.errors import CsmError
+from csm.errors import CsmError, is_out_of_memory
 from csm.model_folder import ModelFolder
 from csm.recipe import Recipe
-from csm.training.memory import is_out_of_memory
 
 LONGEST_SECONDS = 90.0  # after which no further update is begun
 START_SECONDS = 600.0
@@ -38,8 +37,10 @@ def probe(folder: ModelFolder, backend: Backend, recipe: Recipe, updates: Sequen
     Raises:
         CsmError: memory is short, or the updates failed; the message says which.
     """
-    needed, free = 4 * folder.parameters, _free_memory()
-    if backend.device == "cpu" and free is not None and needed > free:
+    from csm.torch.memory import free_memory
+
+    needed, free = 4 * folder.parameters, free_memory()
+    if backend.device == "cpu" and needed > free:
         raise CsmError(f"the weights take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB of memory are free.")
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -112,13 +113,4 @@ def _own_peak() -> int | None:
     if not status.is_file():
         return None
     found = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-    return int(found[0]) * 1024 if found else None
-
-
-def _free_memory() -> int | None:
-    """Bytes that a process could still have, caches of files included, where the system says so."""
-    table = Path("/proc/meminfo")
-    if not table.is_file():
-        return None
-    found = [line.split()[1] for line in table.read_text().splitlines() if line.startswith("MemAvailable:")]
     return int(found[0]) * 1024 if found else None

@@ -8,6 +8,7 @@ encoding, saving and samples are not in the time.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,16 +87,28 @@ def project(tuner: CSMFineTuner, data: Tokenised, measured: bool = True) -> Proj
 def _measured(
     counted: Projection, found: Probe, batches: EpochBatches, tuner: CSMFineTuner, held_rows: int
 ) -> Projection:
+    from csm.torch.trainer import STATES_BYTES
+
     recipe = tuner.resolved.recipe
     first = min(1.0, counted.epochs) * counted.rows * found.first_seconds_a_row
     later = max(0.0, counted.epochs - 1) * counted.rows * found.later_seconds_a_row
-    validations = 1 + -(-counted.steps // (recipe.save_every or batches.updates))
+    validations = count_validations(counted.steps, recipe.save_every or batches.updates, recipe.val_every)
     seconds = first + later + validations * held_rows * found.score_seconds_a_row
     kept = 0
     if recipe.freeze_backbone and recipe.freeze_embeddings and recipe.context_turns == 0:
-        kept = (counted.frames + held_rows) * tuner.base.config.backbone.hidden_size * 4  # the backbone's kept states
+        states = (counted.frames + held_rows) * tuner.base.config.backbone.hidden_size * 4  # the backbone's
+        kept = min(states, STATES_BYTES)
     method = f"measured on {found.updates} updates in a process of its own ({tuner.backend.reason})"
     return replace(counted, memory=found.memory + kept, seconds=seconds, method=method)
+
+
+def count_validations(steps: int, save_every: int, val_every: int) -> int:
+    """How often a run validates: the base, where a checkpoint is due, at the end, and every `val_every` updates."""
+    found = 1 + -(-steps // save_every)
+    if val_every:
+        at_end = steps % val_every == 0 and steps % save_every != 0  # counted above
+        found += steps // val_every - steps // math.lcm(save_every, val_every) - at_end
+    return found
 
 
 def _chosen(batches: EpochBatches) -> tuple[list[int], int]:

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from csm.errors import CsmError
 from csm.json_file import read_json
 from csm.model_folder import pointed_to
+from csm.whole_file import whole_file
 
 TRAINER = "trainer"
 
@@ -194,7 +195,7 @@ def _read_position(path: Path) -> Position:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write JSON beside `path`, flush it, swap it in."""
+    """Write JSON as a whole file."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -204,16 +205,9 @@ def now() -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text beside `path`, flush it, swap it in."""
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    """Write UTF-8 text as a whole file."""
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def _flush(folder: Path) -> None:
