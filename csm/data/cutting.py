@@ -16,7 +16,7 @@ import numpy as np
 from csm import audio
 from csm.data.alignment import Word, align_text, find_alignment, read_alignment
 from csm.data.clips import LONGEST_SECONDS
-from csm.data.faults import Fault
+from csm.data.faults import Fault, of_row
 from csm.data.pieces import divide, edges
 from csm.data.row import Row
 from csm.errors import CsmError
@@ -93,9 +93,9 @@ def cut(
         for row in conversation:
             found = _pieces(row, cutting)
             if isinstance(found, Fault):
-                faults.append(found)
+                faults.append(of_row(found, row))
             elif isinstance(found, _Whole):
-                whole.append(Fault(row.audio, f"is kept whole: {found.reason}"))
+                whole.append(of_row(Fault(row.audio, f"is kept whole: {found.reason}"), row))
                 turns.append(row)
             else:
                 turns += found
