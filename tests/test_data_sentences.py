@@ -16,6 +16,7 @@ from conftest import spoken
 from csm.audio import read_audio
 from csm.cli.finetune import main
 from csm.data.faults import Fault, of_row, require_usable
+from csm.data.manifest import read_data
 from csm.data.prepare import Ears, prepare
 from csm.data.row import Row
 from csm.errors import CsmError
@@ -135,3 +136,38 @@ def test_an_empty_path_is_not_the_current_folder(make_clips: Make, monkeypatch: 
 def test_the_two_forms_of_batch_size_are_named(tmp_path: Path) -> None:
     told = run("voice-adapt", "--output-dir", tmp_path, "--batch-size", "all", code=2).stderr
     assert "neither a whole number nor auto" in told
+
+
+def test_one_folder_that_cannot_be_read_leaves_the_others(make_clips: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    data = make_clips(3)
+    (data / "audio" / "locked").mkdir()
+    scan = os.scandir
+
+    def locked(path: str) -> object:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    rows, faults = read_data([data], speaker=1)
+    assert len(rows) == 3
+    assert [fault.text for fault in faults] == [
+        f"{data}/audio/locked is a folder that cannot be read (Permission denied)."
+    ]
+
+
+def test_torchruns_processes_tokenise_a_part_each(
+    make_clips: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not brought together to train, where all but the first would wait and tokenise nothing."""
+    data = make_clips(4)
+    for rank in (0, 1):
+        place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "TORCHELASTIC_RUN_ID": "x"}
+        for name, value in place.items():
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setattr("csm.torch.processes.together", lambda: pytest.fail("brought together"))
+        told = run("tokenize", data, "--speaker-id", 5, "--output", tmp_path / "CODES")
+    assert told.stdout.strip() == str(tmp_path / "CODES")
+    assert (tmp_path / "CODES" / "rows").is_file()
