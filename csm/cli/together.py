@@ -12,7 +12,6 @@ from csm.cli.console import Group, tell
 from csm.errors import CsmError
 from csm.processes import own_place
 
-
 APART = ("tokenize",)
 """Commands whose processes share the work among themselves: each runs the command."""
 
