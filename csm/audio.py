@@ -75,6 +75,8 @@ def _read_sound(path: Path, start: float | None, end: float | None, longest: flo
             wave = file.read(count, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         reason = str(error.error_string).removeprefix("Error : ").rstrip(".")
+        if reason.startswith("File does not exist"):  # what libsndfile says of an .mp3 that holds none
+            reason = "Format not recognised"
         raise CsmError(f"{path} cannot be read as sound ({reason}).", f"Readable are {', '.join(SUFFIXES)}.") from error
     except MemoryError as error:
         raise CsmError(f"{path} declares more sound than memory holds.", "Encode it again.") from error

@@ -63,6 +63,11 @@ class TextTokenizer:
         """sha256 (hex) of the tokenizer's file."""
         return hashlib.sha256(self._path.read_bytes()).hexdigest()
 
+    def require_speakers(self, speakers: Iterable[int]) -> None:
+        """Raises CsmError where there is no symbol for one of these numbers."""
+        for speaker in sorted(set(speakers)):
+            self._check_speaker(speaker)
+
     def _check_speaker(self, speaker: int) -> None:
         unknown = self._unknown_id()
         if unknown is not None and unknown in self._tokenizer.encode(f"[{speaker}]").ids:

@@ -109,8 +109,9 @@ def diagnose(flags: dict[str, Any]) -> Diagnosis:
     with Progress("listening") as bar:
         grid = Grid(codec.sample_rate, codec.frame_rate)
         found = survey(rows, faults, grid, senses.embed, senses.recognise, bar.update)
+    findings = _damaged(flags["data_paths"], codec.fingerprint)
     summary, asked = summarise(found), MINUTES.get(flags["preset"])
-    findings = find(found, spell_numbers)
+    findings += find(found, spell_numbers)
     coverage = senses.coverage([r.row.text for r in found.records if not r.fault and language_of(r.row) == "en"])
     projection, stopped = _project(tuner, found, flags["probe"])
     findings += stopped + too_little(_learned(tuner, summary), flags["preset"], asked)
@@ -149,16 +150,53 @@ def doubts(tuner: CSMFineTuner, data: Tokenised) -> list[str]:
 
 
 def _read(flags: dict[str, Any]) -> tuple[Any, Any]:
-    """Rows and faults; where nothing can be used, no rows and all the faults."""
+    """Rows and faults; where nothing can be used, no rows and all the faults.
+
+    Raises:
+        CsmError: codes are all that is left of the data.
+    """
     from csm.cli.data import read_rows
     from csm.data.faults import UnusableData
 
     try:
-        return read_rows(flags)
+        rows, faults = read_rows(flags)
     except UnusableData as error:
         if not error.faults:
             raise
         return [], error.faults
+    if _codes(flags["data_paths"]) and not any(row.audio.is_file() for turns in rows for row in turns):
+        raise CsmError(
+            "None of the sound files that these codes were made from is there, and check listens to them.",
+            "Training needs the codes alone; to check the sounds, put them back or name them.",
+        )
+    return rows, faults
+
+
+def _codes(paths: Sequence[str]) -> list[Path]:
+    """The folders of codes among the data."""
+    from csm.data.codes_folder import is_codes_folder
+
+    return [folder for folder in (Path(path).expanduser() for path in paths) if is_codes_folder(folder)]
+
+
+def _damaged(paths: Sequence[str], codec: str) -> list[Finding]:
+    """What training from folders of codes would stop at: those of another codec, and clips whose codes are damaged."""
+    from csm.data.codes_folder import read_turns
+    from csm.data.doctor.findings import Finding
+
+    found = []
+    for folder in _codes(paths):
+        try:
+            turns, _ = read_turns(folder, codec)
+        except CsmError as error:
+            found.append(Finding("codes", f"{error.message} {error.hint or ''}".strip(), is_error=True))
+            continue
+        for number in range(len(turns.frames)):
+            try:
+                turns.codes(number)
+            except CsmError as error:
+                found.append(Finding("codes", f"{error.message} {error.hint or ''}".strip(), is_error=True))
+    return found
 
 
 def _project(tuner: CSMFineTuner, found: Survey, measured: bool) -> tuple[Projection | None, list[Finding]]:

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from csm.cli.check_plots import Point, histogram, scatter
 from csm.cli.check_table import METHODS, figures
+from csm.data.row import is_copy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +39,8 @@ border-bottom: 1px solid #e4e4e4; vertical-align: top; overflow-wrap: anywhere; 
 .plot text { font: 11px system-ui, sans-serif; fill: #555; } .plot .title { font-weight: 600; font-size: 13px; fill: #222; }
 .plot line { stroke: #e4e4e4; } .finding { border-left: 4px solid #e69f00; padding: .1rem 0 .1rem .9rem; margin: 1rem 0; }
 .finding.error { border-color: #d55e00; } .finding p { margin: .25rem 0; overflow-wrap: anywhere; }
-.kind { font-weight: 600; } .clip { margin: .5rem 0; } .clip audio { height: 32px; vertical-align: middle; width: 300px; }
+.kind { font-weight: 600; } .clip { margin: .5rem 0; max-height: 8rem; overflow-y: auto; }
+.clip audio { height: 32px; vertical-align: middle; width: 300px; }
 .quiet { color: #666; font-size: 13px; } button { font: inherit; cursor: pointer; }
 .num { text-align: right; white-space: nowrap; }
 """
@@ -93,7 +95,9 @@ def _plots(diagnosis: Diagnosis) -> list[str]:
     sounds = [record.sound for _, record in heard if record.sound]
     order = {speaker: place for place, speaker in enumerate(diagnosis.summary.speakers)}
     pace = [
-        Point(len(r.row.text), r.speech, order.get(r.row.speaker, 0), _name(r), number in marked) for number, r in heard
+        Point(len(r.row.text), r.speech, order.get(r.row.speaker, 0), _name(r), number in marked)
+        for number, r in heard
+        if not r.fault  # a text that cannot belong to its clip would squeeze all others into a corner
     ]
     voiced = [(number, record) for number, record in heard if record.voice is not None]
     return [
@@ -128,7 +132,12 @@ def plane(voices: np.ndarray) -> np.ndarray:
 
 
 def _name(record: Record) -> str:
-    return f"{record.row.audio.name}, speaker {record.row.speaker}: {record.row.text[:80]}"
+    return f"{_file(record.row)}, speaker {record.row.speaker}: {record.row.text[:80]}"
+
+
+def _file(row: Row) -> str:
+    """The file's name; of a copy in the cache the name that the data give it."""
+    return row.name if is_copy(row.audio) and not is_copy(row.name) else row.audio.name
 
 
 def _findings(diagnosis: Diagnosis, path: Path) -> list[str]:
@@ -155,7 +164,7 @@ def _player(record: Record, path: Path, sound: str) -> str:
         source = f'<audio controls preload="none" src="{sound}"></audio>'
     elif row.audio.is_file():
         source = _button(row, path)
-    return f'<div class="clip">{source} <span class="quiet">{escape(row.audio.name)}</span> {escape(row.text)}</div>'
+    return f'<div class="clip">{source} <span class="quiet">{escape(_file(row))}</span> {escape(row.text)}</div>'
 
 
 def _button(row: Row, path: Path) -> str:
@@ -204,5 +213,5 @@ def _line(record: Record, path: Path) -> str:
     numbers = [sound.seconds, sound.loudness, sound.snr] if sound else [None] * 3
     cells = "".join(f'<td class="num">{"" if n is None else f"{n:.1f}"}</td>' for n in numbers)
     player = _button(row, path) if row.audio.is_file() else ""
-    name = f"<td>{player}</td><td>{escape(row.audio.name)}</td><td>{row.speaker}</td>"
+    name = f"<td>{player}</td><td>{escape(_file(row))}</td><td>{row.speaker}</td>"
     return f"<tr>{name}{cells}<td>{escape(row.text)}</td></tr>"

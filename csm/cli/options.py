@@ -22,7 +22,10 @@ class AutoInt(click.ParamType):
     name = "INTEGER|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if value == "auto" else click.INT.convert(value, param, ctx)
+        try:
+            return value if value == "auto" else int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a whole number nor auto.", param, ctx)
 
 
 def bundle(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:

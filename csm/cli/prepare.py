@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 @click.option("--asr-model", metavar="PATH|NAME", help="the recogniser; default: tiny.en, from the extra [asr]")
 @click.option("--language", default="en", show_default=True, help="what is spoken")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads; by default what the CPU quota grants")
-@click.option("--strict", is_flag=True, help="stop at a recording that cannot be read, rather than skip and name it")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="exit 1 where a recording is unreadable or without speech, rather than skip it",
+)
 @click.option("--apply", "corrections", type=PATH, help="write this file of corrections into the folder RECORDING")
 @click.pass_context
 def prepare(
@@ -59,9 +63,9 @@ def _prepare(
     ears = _ears(model, language, threads)
     with Progress("hearing") as bar:
         outcome = prepare_recordings(recordings, output, ears, language, bar.update)
+    require_usable(1, outcome.faults, strict)
     if outcome.faults:
         warn(f"skipped:\n{render(outcome.faults)}")
-    require_usable(1, outcome.faults, strict)
     say(outcome.describe())
     say(f"correct the texts on {write_page(output, language)}")
     answer(str(output))

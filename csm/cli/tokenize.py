@@ -85,6 +85,7 @@ def write_codes(
     from csm.tokenizer import TextTokenizer
 
     codec, tokenizer = backend.codec(model), TextTokenizer(model.beside)
+    tokenizer.require_speakers(row.speaker for conversation in rows for row in conversation)
     cache = CodeCache(output, codec)
     mine = part.of(len(rows))
     with Progress("tokenising") as bar:
@@ -112,7 +113,7 @@ def codes_alone(flags: dict[str, Any]) -> Path | None:
     """The folder of codes that a run's data flags name; None where they name other data.
 
     Raises:
-        CsmError: it is named together with other data.
+        CsmError: it is named together with other data, or with flags that only sound files can be read by.
     """
     from csm.data.codes_folder import is_codes_folder
 
@@ -125,6 +126,10 @@ def codes_alone(flags: dict[str, Any]) -> Path | None:
             f"{folders[0]} is a folder of codes and other data are named beside it.",
             "Tokenize all of them into one folder.",
         )
+    idle = [name for name in ("alignment_dir", "align", "denoise", "data_format") if flags.get(name)]
+    if idle:
+        named = ", ".join("--" + name.removeprefix("data_").replace("_", "-") for name in idle)
+        raise CsmError(f"{folders[0]} is a folder of codes, on which {named} can do nothing.", "Give it to tokenize.")
     return folders[0]
 
 

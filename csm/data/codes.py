@@ -16,7 +16,7 @@ import platformdirs
 
 from csm.data.ahead import ahead
 from csm.data.clips import SETTINGS, load_sound, text_fault
-from csm.data.faults import Fault, render, require_usable
+from csm.data.faults import Fault, of_row, render, require_usable
 from csm.data.row import Row
 from csm.data.shards import CodeShards
 from csm.data.turns import CodedTurn, Turns
@@ -172,6 +172,7 @@ def tokenise(
         CsmError: nothing usable is left, or `strict` and there is a fault.
     """
     found: dict[Fault, list[str]] = {fault: [] for fault in faults}
+    first: dict[Fault, Row] = {}
     sizes, rows, places = np.zeros(len(conversations), np.int64), list[Row](), array("Q")
     total = sum(len(conversation) for conversation in conversations)
     turns = ((c, i, row) for c, conversation in enumerate(conversations) for i, row in enumerate(conversation, 1))
@@ -180,6 +181,7 @@ def tokenise(
         for done, ((conversation, number, row), clip) in enumerate(clips, 1):
             place = cache.place_of(row, clip)
             if isinstance(place, Fault):
+                first.setdefault(place, row)
                 found.setdefault(place, []).extend(_place(row, number, len(conversations[conversation])))
             else:
                 sizes[conversation] += 1
@@ -189,7 +191,8 @@ def tokenise(
                 progress(done, total)
     finally:
         cache.close()
-    told = [_with_places(fault, where) for fault, where in found.items()]
+    placed = ((of_row(fault, first[fault]) if fault in first else fault, where) for fault, where in found.items())
+    told = [_with_places(fault, where) for fault, where in placed]
     require_usable(len(rows) or not needed, told, strict)
     return Tokenised(_turns(sizes[sizes > 0], rows, places, cache), told, cache.codec.frame_rate)
 

@@ -148,7 +148,7 @@ def _rows(path: Path, text: str, document: list[Any], defaults: Defaults) -> tup
             else:
                 conversations[-1].append(row)
     if errors:
-        more = f"{len(errors) - 1} more such places follow." if len(errors) > 1 else ""
+        more = {1: "", 2: "1 more such place follows."}.get(len(errors), f"{len(errors) - 1} more such places follow.")
         raise CsmError(errors[0].message, f"{errors[0].hint or ''} {more}".strip() or None)
     return [conversation for conversation in conversations if conversation], faults
 

@@ -17,7 +17,7 @@ import numpy as np
 from csm import audio
 from csm.data.alignment import Word, align_text, find_alignment, read_alignment
 from csm.data.clips import LONGEST_SECONDS
-from csm.data.faults import Fault
+from csm.data.faults import Fault, of_row
 from csm.data.pieces import divide, edges
 from csm.data.row import Row
 from csm.errors import CsmError
@@ -97,9 +97,9 @@ def cut(
             path = find_alignment(row, cutting.alignments) if cutting.alignments else None
             found = _pieces(row, cutting, seconds_of(row.audio), (path, read(path)) if path else None)
             if isinstance(found, Fault):
-                faults.append(found)
+                faults.append(of_row(found, row))
             elif isinstance(found, _Whole):
-                whole.append(Fault(row.audio, f"is kept whole: {found.reason}"))
+                whole.append(of_row(Fault(row.audio, f"is kept whole: {found.reason}"), row))
                 turns.append(row)
             else:
                 turns += found

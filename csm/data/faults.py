@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from csm.data.row import natural_key
+from csm.data.row import Row, is_copy, natural_key
 from csm.errors import CsmError
 
 _LISTED = 5
@@ -41,6 +41,14 @@ class UnusableData(CsmError):
         self.faults = list(faults)
 
 
+def of_row(fault: Fault, row: Row) -> Fault:
+    """The fault of a row's sound, told at the place in the data that names it where the file is a copy in the cache."""
+    if fault.file != row.audio or not is_copy(row.audio):
+        return fault
+    sound = "a sound that" if is_copy(row.name) else f"{row.name}, which"
+    return Fault(row.source, f"names {sound} {fault.message}", row.line)
+
+
 def render(faults: Iterable[Fault]) -> str:
     """One line a fault, sorted by file and line; the same fault found twice is named once."""
     return "\n".join(_sentences(faults))
@@ -50,14 +58,15 @@ def require_usable(usable: int, faults: Iterable[Fault], strict: bool = False) -
     """Stop where there is nothing to train on.
 
     Raises:
-        UnusableData: `usable` is 0, or `strict` is set and there is a fault; the hint lists the first faults.
+        UnusableData: `usable` is 0, or `strict` is set and there is a fault; the hint lists the first
+            faults, with `strict` all of them.
     """
     faults = list(faults)
     sentences = _sentences(faults)
     if usable and not (strict and sentences):
         return
-    listed = sentences[:_LISTED]
-    if len(sentences) > _LISTED:
+    listed = sentences if usable else sentences[:_LISTED]
+    if len(sentences) > len(listed):
         listed.append(f"... and {len(sentences) - _LISTED} more; `csm-finetune check` names them all.")
     if not usable:
         raise UnusableData("Nothing in the data can be used.", "\n  ".join(listed) or None, faults)

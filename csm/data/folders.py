@@ -56,8 +56,8 @@ def _by_name(folder: Path, suffixes: tuple[str, ...], what: str) -> tuple[dict[s
         problem = "is not a folder" if folder.exists() else "is not there"
         raise CsmError(f"{folder} {problem}.", f"It should be the folder with the {what} ({', '.join(suffixes)}).")
     found: dict[str, list[Path]] = defaultdict(list)
-    faults = []
-    for path in files_in(folder):
+    faults: list[Fault] = []
+    for path in files_in(folder, faults):
         if path.suffix.lower() not in suffixes:
             continue
         name = path.relative_to(folder).with_suffix("").as_posix()
@@ -70,10 +70,19 @@ def _by_name(folder: Path, suffixes: tuple[str, ...], what: str) -> tuple[dict[s
     return found, faults
 
 
-def files_in(folder: Path) -> list[Path]:
-    """All files below the folder, linked folders included, each real folder once."""
+def files_in(folder: Path, faults: list[Fault] | None = None) -> list[Path]:
+    """All files below the folder, linked folders included, each real folder once.
+
+    Folders below it that cannot be read are added to `faults`; without such a list, and for the folder itself, OSError.
+    """
+
+    def unread(error: OSError) -> None:
+        if faults is None or Path(error.filename) == folder:
+            raise error
+        faults.append(Fault(Path(error.filename), f"is a folder that cannot be read ({error.strerror})"))
+
     seen, files = set(), []
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=unread):
         real = os.path.realpath(place)
         if real in seen:
             folders.clear()
@@ -82,10 +91,6 @@ def files_in(folder: Path) -> list[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files += [Path(place, name) for name in sorted(names) if not name.startswith(".")]
     return files
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _pair(name: str, sounds: list[Path], texts: list[Path], folders: tuple[Path, Path]) -> tuple[Path, Path] | Fault:

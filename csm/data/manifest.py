@@ -90,6 +90,8 @@ def _read(
 
 
 def _read_path(written: str, defaults: Defaults, format: str | None) -> Part:
+    if not written:
+        raise CsmError("A path of the data is empty.", "Is a variable of the shell not set?")
     if is_codes_folder(Path(written)):
         return read_rows(Path(written)), []
     layout, path = layout_of(written, format)

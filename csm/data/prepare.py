@@ -48,7 +48,7 @@ class Ears:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All clips of the output folder, those of earlier runs too, and the recordings that could not be read."""
+    """All clips of the output folder, those of earlier runs too, and the recordings that cannot be read or hold no speech."""
 
     clips: list[Prepared]
     faults: list[Fault]
@@ -85,7 +85,7 @@ def prepare(
 
     Raises:
         CsmError: a path is missing, two recordings have one name, `output` was begun with other settings, or no
-            recording can be read.
+            recording can be used.
     """
     named = name_recordings(recordings)
     settings = {"schema_version": 1, "language": language, "recogniser": ears.name, "rules": SETTINGS}
@@ -129,6 +129,8 @@ def _prepare_one(
     name: str, path: Path, output: Path, ears: Ears, journal: Journal, progress: Callable[[int, int, str], None] | None
 ) -> None:
     spans = _spans(path, ears)
+    if not spans:
+        raise CsmError(f"{path} holds no speech.")
     for number, span in enumerate(spans, 1):
         clip = Prepared(f"{name}/{number:04d}", str(path.resolve()), span.start, span.end, "")
         known = journal.clips.get(clip.name)

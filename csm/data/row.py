@@ -40,6 +40,11 @@ class Row:
     speaker_name: str | None = None
 
 
+def is_copy(audio: str | Path) -> bool:
+    """Whether a sound file is a copy under a hash in the cache folder, whose name says nothing to who reads it."""
+    return re.match(r"[0-9a-f]{64}([.-]|$)", Path(audio).name) is not None
+
+
 def clean_text(text: str) -> str:
     """The text in NFC on one line, with single spaces and no byte order mark."""
     return " ".join(unicodedata.normalize("NFC", text.replace("\ufeff", " ")).split())

@@ -148,11 +148,13 @@ class CSMFineTuner:
     ) -> Tokenised:
         """Codes of rows that were read from files, through the cache; `cutting` first cuts the long ones.
 
-        Raises as `csm.data.cutting.cut` and `csm.data.codes.tokenise`.
+        Raises as `csm.data.cutting.cut` and `csm.data.codes.tokenise`, and where the model has no symbol for a speaker.
         """
         if cutting:
             pieces = cut(conversations, cutting)
             conversations, faults = pieces.conversations, [*faults, *pieces.faults]
+        speakers = (row.speaker for conversation in conversations for row in conversation)
+        TextTokenizer(self.base.beside).require_speakers(speakers)
         cache = CodeCache(self.cache_folder, self.backend.codec(self.base))
         found = tokenise(conversations, cache, progress, faults=faults, strict=strict, threads=spare_threads())
         return fit_turns(found, self.base, self.resolved.recipe, strict)

@@ -15,7 +15,7 @@ import numpy as np
 from csm.data.doctor.duplicates import same_sounds
 from csm.data.doctor.outliers import length_outliers, voice_outliers
 from csm.data.doctor.survey import Record, Survey, place
-from csm.data.faults import printable, render
+from csm.data.faults import of_row, printable, render
 from csm.data.row import Row
 
 CLIPPED_SHARE = 0.001
@@ -65,7 +65,8 @@ def _unusable(records: Sequence[Record]) -> Iterator[Finding]:
     told: dict[str, Finding] = {}
     for number, record in enumerate(records):
         if record.fault:
-            first = told.get(record.fault.text, Finding("unusable", record.fault.text, (), True))
+            says = of_row(record.fault, record.row).text
+            first = told.get(record.fault.text, Finding("unusable", says, (), True))
             told[record.fault.text] = replace(first, clips=(*first.clips, number))
     yield from told.values()
 

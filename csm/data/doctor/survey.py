@@ -17,7 +17,7 @@ from csm.data.codes import Tokenised
 from csm.data.doctor.duplicates import fingerprint
 from csm.data.doctor.sound import Sound, measure_sound
 from csm.data.faults import Fault
-from csm.data.row import Row
+from csm.data.row import Row, is_copy
 from csm.data.turns import CodedTurn
 from csm.errors import CsmError
 
@@ -183,10 +183,14 @@ def language_of(row: Row) -> str:
 
 
 def place(row: Row) -> str:
-    """The clip's file, and where in it the clip lies."""
+    """The clip's file, and where in it the clip lies; of a copy in the cache, what names it in the data."""
+    file = str(row.audio)
+    if is_copy(row.audio):
+        listed = row.source if row.line is None else f"{row.source}, line {row.line}"
+        file = f"the sound of {listed}" if is_copy(row.name) else f"{row.name} in {listed}"
     if row.start is None and row.end is None:
-        return str(row.audio)
-    return f"{row.audio} ({row.start or 0:.2f} s to {'its end' if row.end is None else f'{row.end:.2f} s'})"
+        return file
+    return f"{file} ({row.start or 0:.2f} s to {'its end' if row.end is None else f'{row.end:.2f} s'})"
 
 
 def _numbers(record: Record) -> np.ndarray:
