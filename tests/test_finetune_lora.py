@@ -185,6 +185,19 @@ def test_a_sample_is_spoken_at_the_end(go: Run, plain: Path) -> None:
     assert not list(plain.glob("*.wav"))
     assert same(adapter(plain), adapter(runs[0])), "a prompt for the end is no part of the run"
     assert "--sample-prompt is for" in said(go("--sample-prompt", "hello", code=2))
+    empty = go("--generate-samples", "--sample-prompt", " ", code=1)
+    assert "--sample-prompt is empty" in said(empty)
+    assert not empty.exists(), "it is said before the training"
+
+
+def test_a_result_is_nothing_to_resume_from(go: Run, plain: Path) -> None:
+    from csm.errors import CsmError
+    from csm.training.lora_files import run_to_resume
+
+    with pytest.raises(CsmError, match="is a result, not a state") as caught:
+        run_to_resume(plain / "fine_tuned_model.safetensors", plain)
+    assert "checkpoint_latest.safetensors" in caught.value.hint
+    run_to_resume(plain / "checkpoint_latest.safetensors", plain)
 
 
 def test_no_sound_is_written_where_nothing_was_spoken(go: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,6 +273,9 @@ def test_data_to_validate_on(go: Run, plain: dict[str, Path], folder: Path) -> N
     assert validated(go("full", *held, "--val-freq", 1)) == [0, 1, 2]
     one, two = weights(plain["full"]), weights(run)
     assert all(np.array_equal(one[name], two[name]) for name in one), "nothing of it is learned"
+    for flag in ("--val-freq", "--val-batch-size"):
+        idle = go("full", flag, 1, code=2)
+        assert "has nothing to validate on" in (idle.parent / "stderr").read_text()
     own = go("full", "--val-data-path", folder / "data.json")
     assert "6 of 6 turns to validate on are learned from too" in (own.parent / "stderr").read_text()
     both = go("full", *held, "--val-split", 0.5, code=1)
@@ -343,3 +346,18 @@ def test_several_data_paths_as_words(folder: Path, toy_folder: Path, tmp_path: P
     flags = ["--pretrained-path", toy_folder, "--output-dir", tmp_path / "run", "--cache-dir", folder / "cache"]
     words = ["--data-path", folder / "data.json", folder / "held.json", *flags, "--max-steps", 1, "--threads", 1]
     assert "data: 5 conversations, 10 clips" in finetune("full", *words).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["--lora-bias", "--save-all"], 2, "--lora-bias cannot be merged"),
+        (["--lora-ranks", "text_embeddings=2"], 1, "lora_ranks names text_embeddings, where nothing is adapted"),
+        (["--lora-alphas", "acoustic_heads=2"], 1, "lora_alphas names acoustic_heads, where nothing is adapted"),
+        (["--sample-prompt", "hello"], 2, "--sample-prompt is for"),
+    ],
+)
+def test_what_would_do_nothing_or_fail_at_the_end_is_said_first(go: Run, words: list, code: int, sentence: str) -> None:
+    out = go("lora", *words, code=code)
+    assert sentence in (out.parent / "stderr").read_text()
+    assert not out.exists()

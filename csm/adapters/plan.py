@@ -92,7 +92,8 @@ def plan_adapters(config: ModelConfig, settings: LoraSettings, frozen: Iterable[
         frozen: groups (backbone, decoder, embeddings) that take no adapter.
 
     Raises:
-        CsmError: a layer is out of range, a target that was named lies in a frozen group, or nothing is left.
+        CsmError: a layer is out of range, a target that was named lies in a frozen group, a part that has its own rank or
+            alpha is not adapted, or nothing is left.
     """
     resting = set(frozen)
     chosen: set[tuple[str, str]] = set()
@@ -119,6 +120,13 @@ def plan_adapters(config: ModelConfig, settings: LoraSettings, frozen: Iterable[
     ]
     if not sites:
         raise CsmError("no adapter is left: the groups that its targets lie in are frozen.", "Thaw one of them.")
+    adapted = {site.part for site in sites}
+    for part, key in settings.parts.items():
+        if part not in adapted:
+            raise CsmError(
+                f"{key} names {part}, where nothing is adapted: it is frozen or no target.",
+                f"Leave {part} out; adapted are {', '.join(name for name in PARTS if name in adapted)}.",
+            )
     return AdapterPlan(tuple(sites), settings.dropout, settings.bias, settings.dora, settings.rslora)
 
 

@@ -62,6 +62,12 @@ class LoraSettings:
         tables = [path for part, path in SINGLES.items() if GROUPS.get(part) == "embeddings"]
         return tuple(f"{path}.weight" for path in tables) if self.embeddings else ()
 
+    @property
+    def parts(self) -> dict[str, str]:
+        """The parts that have a rank or an alpha of their own, each with the key that names it."""
+        ranks, alphas = _by_part("lora_ranks", self.ranks), _by_part("lora_alphas", self.alphas)
+        return dict.fromkeys(alphas, "lora_alphas") | dict.fromkeys(ranks, "lora_ranks")
+
     def rank_of(self, part: str) -> int:
         return int(_by_part("lora_ranks", self.ranks).get(part, self.rank))
 

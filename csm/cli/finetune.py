@@ -103,6 +103,8 @@ def finetune(preset: str, flags: dict[str, Any], saved: Saved | None = None) -> 
     placement = {key: flags[key] for key in ("device", "dtype", "threads", "base")}
     tuner = CSMFineTuner(flags["model_path"], flags["output_dir"], preset=preset, cache=flags["cache_dir"], **placement)
     tuner.layers += recipe_layers(flags)
+    held = flags.get("val_data_paths")
+    _refuse_idle(flags, tuner.resolved.recipe, bool(held))
     (answer if flags["dry_run"] else say)(f"{preset} of {tuner.base.path}\n{tuner.resolved.describe()}")
     if adapters := tuner.adapters:
         say(f"adapters: {adapters}")
@@ -110,7 +112,6 @@ def finetune(preset: str, flags: dict[str, Any], saved: Saved | None = None) -> 
     if flags["dry_run"]:
         _say_epochs(tuner)
         return None
-    held = flags.get("val_data_paths")
     if folder := codes_alone(flags):
         known = read_rows(flags, held) if held else None
         return _train(tuner, rows_if_heard(folder, tuner), [], flags, known, saved, folder)
@@ -125,6 +126,15 @@ def _say_epochs(tuner: Any) -> None:
     span, resolved = EPOCHS.get(tuner.preset), tuner.resolved
     if span and resolved.sources["epochs"].startswith("preset") and not resolved.recipe.max_steps:
         say(f"epochs will follow from the minutes of the data: {span.fewest} to {span.most}")
+
+
+def _refuse_idle(flags: dict[str, Any], recipe: Any, held: bool) -> None:
+    """Flags that would do nothing beside the others."""
+    if flags["sample_prompts"] and not recipe.sample_every and recipe.select_by != "speaker_similarity":
+        raise click.UsageError("--sample-prompt is for --sample-every or --select-by speaker_similarity.")
+    for key, flag in (("val_every", "--val-every"), ("val_batch_size", "--val-batch-size")):
+        if flags.get(key) and not recipe.val_split and not held:
+            raise click.UsageError(f"{flag} has nothing to validate on: nothing is held out. Give --val-split 0.1.")
 
 
 def recipe_layers(flags: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

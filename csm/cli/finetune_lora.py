@@ -9,7 +9,7 @@ import click
 
 from csm.cli.console import LEVELS, answer, say, talking_from
 from csm.cli.options import PATH, adapts, reads_data, runs_model, shapes_recipe, takes_base
-from csm.cli.run_options import begins_run, steers_run
+from csm.cli.run_options import begins_run, refuse_empty_prompts, steers_run
 from csm.cli.together import TogetherCommand
 
 PROMPT = "This is a test of the fine-tuned voice model."
@@ -53,6 +53,7 @@ def _main(flags: dict[str, Any]) -> None:
         say("speaker 0, where the data does not say (--speaker-id)")
     out = flags["output_dir"] = flags["output_dir"].expanduser()
     _check(flags)
+    refuse_empty_prompts(flags["sample_prompts"])
     prompts = flags["sample_prompts"] or (PROMPT,)
     if not flags["sample_every"]:
         flags["sample_prompts"] = ()  # of the end alone, and no part of the recipe

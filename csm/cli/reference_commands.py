@@ -26,6 +26,10 @@ def lora(**flags: Any) -> None:
     from csm.cli.console import say
     from csm.cli.finetune import answer_best, finetune
 
+    if flags["lora_bias"] and not flags["only_save_adapter"]:
+        raise click.UsageError(
+            "--lora-bias cannot be merged: a model folder has no place for biases. Leave out --save-all."
+        )
     best = finetune("lora", understood("lora", flags))
     if best and not flags["only_save_adapter"]:
         from csm.training.lora_files import write_merged

@@ -40,6 +40,12 @@ KEYS = (
 )  # fmt: skip
 
 
+def refuse_empty_prompts(prompts: tuple[str, ...]) -> None:
+    """Before the training, since they are spoken in it or after it."""
+    if not all(prompt.strip() for prompt in prompts):
+        raise CsmError("--sample-prompt is empty.", "Give words to speak, or leave it out.")
+
+
 def run_layer(flags: dict[str, Any]) -> dict[str, Any]:
     """The recipe's values that these flags give; None where a flag was not given.
 
@@ -48,6 +54,7 @@ def run_layer(flags: dict[str, Any]) -> dict[str, Any]:
     """
     values = {key: flags.get(key) for key in KEYS}
     values["sample_prompts"] = values["sample_prompts"] or None
+    refuse_empty_prompts(values["sample_prompts"] or ())
     if values["log_to"] and "none" in values["log_to"]:
         if len(values["log_to"]) > 1:
             raise CsmError("--log-to none goes with no other.")

@@ -143,6 +143,8 @@ def run_to_resume(named: Path, output: Path) -> None:
     if not named.exists():
         raise CsmError(f"there is nothing to resume from at {named}.")
     run = named if named.is_dir() else named.parent
+    if named.is_file() and named.name.startswith("fine_tuned_model"):
+        raise CsmError(f"{named} is a result, not a state to go on from.", f"Name {named.parent / LATEST}.")
     if run.parent.name == "checkpoints":
         if not (run / TRAINER).is_dir():
             raise CsmError(
