@@ -130,7 +130,7 @@ def _say_epochs(tuner: Any) -> None:
 
 def _refuse_idle(flags: dict[str, Any], recipe: Any, held: bool) -> None:
     """Flags that would do nothing beside the others."""
-    if flags["sample_prompts"] and not recipe.sample_every and recipe.select_by != "speaker_similarity":
+    if flags.get("sample_prompts") and not recipe.sample_every and recipe.select_by != "speaker_similarity":
         raise click.UsageError("--sample-prompt is for --sample-every or --select-by speaker_similarity.")
     for key, flag in (("val_every", "--val-every"), ("val_batch_size", "--val-batch-size")):
         if flags.get(key) and not recipe.val_split and not held:
