@@ -12,6 +12,10 @@ import pytest
 import soundfile
 import torch
 
+from csm.data.clips import load_sound, text_fault
+from csm.data.faults import Fault
+from csm.data.row import Row
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
 
@@ -148,3 +152,9 @@ def make_clips(tmp_path: Path) -> Callable[[int], Path]:
         return tmp_path / "data"
 
     return make
+
+
+def load_clip(row: Row, sample_rate: int = 24_000, trim: bool = True) -> np.ndarray | Fault:
+    """What the cache encodes of a row, or the one fault of its sound or its text."""
+    wave = load_sound(row.audio, sample_rate, trim, row.start, row.end)
+    return wave if isinstance(wave, Fault) else text_fault(row, len(wave) / sample_rate) or wave

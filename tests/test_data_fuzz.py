@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 import soundfile
 from click.testing import CliRunner
-from conftest import spoken
+from conftest import load_clip, spoken
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from csm.cli.finetune import main
-from csm.data.clips import load_clip
 from csm.data.faults import Fault, render
 from csm.data.layout import FORMATS
 from csm.data.manifest import read_data

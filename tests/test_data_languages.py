@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import load_clip
 
 from csm.cli.finetune import main
-from csm.data.clips import Clip, load_clip
 from csm.data.faults import Fault
 from csm.data.manifest import read_data
 from csm.data.row import Row, clean_text
@@ -70,10 +70,10 @@ def language(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def clips_of(conversations: list[list[Row]]) -> list[Clip]:
-    clips = [load_clip(row) for conversation in conversations for row in conversation]
-    assert [clip.text for clip in clips if isinstance(clip, Fault)] == []
-    return [clip for clip in clips if isinstance(clip, Clip)]
+def clips_of(conversations: list[list[Row]]) -> list[tuple[Row, np.ndarray]]:
+    clips = [(row, load_clip(row)) for conversation in conversations for row in conversation]
+    assert [wave.text for _, wave in clips if isinstance(wave, Fault)] == []
+    return [(row, wave) for row, wave in clips if isinstance(wave, np.ndarray)]
 
 
 def test_ljspeech_form(language: str, tmp_path: Path) -> None:
@@ -87,8 +87,8 @@ def test_ljspeech_form(language: str, tmp_path: Path) -> None:
     conversations, faults = read_data([tmp_path], speaker=3, language=language)
     assert faults == []
     clips = clips_of(conversations)
-    assert [clip.row.text for clip in clips] == [clean_text(text) for text in said.values()]
-    assert {(clip.row.speaker, clip.row.language) for clip in clips} == {(3, language)}
+    assert [row.text for row, _ in clips] == [clean_text(text) for text in said.values()]
+    assert {(row.speaker, row.language) for row, _ in clips} == {(3, language)}
 
 
 def test_conversation_folders_in_every_format(language: str, tmp_path: Path) -> None:
@@ -108,12 +108,12 @@ def test_conversation_folders_in_every_format(language: str, tmp_path: Path) -> 
     assert [turn["speaker"] for turns in written for turn in turns] == [number % 2 for number in range(PROMPTS)]
     conversations, faults = read_data([out])
     assert faults == []
-    for clip, (path, _) in zip(clips_of(conversations), said, strict=True):
-        plain = load_clip(Row("x", decode(path, tmp_path / "plain" / f"{path.stem}.wav"), clip.row.text, 0, path))
-        assert isinstance(plain, Clip)
-        assert len(clip.wave) == pytest.approx(len(plain.wave), abs=0.1 * 24_000)
-        assert clip.row.language == language
-        assert envelope(clip.wave, plain.wave) > 0.95
+    for (row, wave), (path, _) in zip(clips_of(conversations), said, strict=True):
+        plain = load_clip(Row("x", decode(path, tmp_path / "plain" / f"{path.stem}.wav"), row.text, 0, path))
+        assert isinstance(plain, np.ndarray)
+        assert len(wave) == pytest.approx(len(plain), abs=0.1 * 24_000)
+        assert row.language == language
+        assert envelope(wave, plain) > 0.95
 
 
 def envelope(a: np.ndarray, b: np.ndarray) -> float:

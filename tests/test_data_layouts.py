@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from conftest import spoken
+from conftest import load_clip, spoken
 
-from csm.data.clips import load_clip
 from csm.data.faults import Fault
 from csm.data.layout import FORMATS, layout_of
 from csm.data.manifest import read_data

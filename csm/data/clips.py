@@ -5,7 +5,6 @@ Limits: channels are averaged before clipping is looked for, so a clip whose cha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,22 +30,6 @@ SETTINGS = (
     f"{SHORTEST_SECONDS}-{LONGEST_SECONDS} s, silent {SILENT_DBFS}, clipped {FULL_SCALE} {CLIPPED_SHARE}, rates {RATES}"
 )
 """What was done to a wave, and what it had to pass, before it was encoded: part of the key of its cached codes."""
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A row and its wave `(samples,)`: float32, mono, trimmed, at one loudness."""
-
-    row: Row
-    wave: np.ndarray
-
-
-def load_clip(row: Row, sample_rate: int = audio.SAMPLE_RATE, trim: bool = True) -> Clip | Fault:
-    """The row's clip at `sample_rate` Hz, or the one thing that is wrong with its sound or its text."""
-    wave = load_sound(row.audio, sample_rate, trim, row.start, row.end)
-    if isinstance(wave, Fault):
-        return wave
-    return text_fault(row, len(wave) / sample_rate) or Clip(row, wave)
 
 
 def load_sound(
