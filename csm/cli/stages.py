@@ -143,7 +143,7 @@ def _check_keys(values: dict[str, Any], known: tuple[str, ...], place: str) -> N
 def _check_kinds(stage: dict[str, Any], place: str) -> None:
     """What a flag of a command would refuse."""
     for key, kinds in KINDS.items():
-        value = stage.get(key)
+        value: Any = stage.get(key)
         if value is None:
             continue
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
