@@ -149,8 +149,8 @@ def _check_kinds(stage: dict[str, Any], place: str) -> None:
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             wanted = {"speaker_id": "a whole number", "piece_seconds": "a number"}.get(key, "true or false")
             raise CsmError(f"{place}: {key} is {value!r:.60}; it is {wanted}.")
-        if key == "speaker_id" and isinstance(value, int) and value < 0:
-            raise CsmError(f"{place}: speaker_id is {value}; it goes from 0.")
+    if (speaker := stage.get("speaker_id")) is not None and speaker < 0:
+        raise CsmError(f"{place}: speaker_id is {speaker}; it goes from 0.")
 
 
 @click.command("stages")
