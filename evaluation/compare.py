@@ -21,6 +21,7 @@ FEWEST_TEXTS = 5
 PHRASES = {  # metric: what it is, unit, decimals
     "speaker_similarity": ("speaker similarity", "", 3),
     "word_error_rate": ("word error rate", "", 3),
+    "term_hit_rate": ("share of the terms that was heard", "", 2),
     "predicted_mos": ("predicted opinion", "", 2),
     "stopped": ("share that stopped by itself", "", 2),
     "syllables_per_second_speech": ("speech rate", " syllables/s", 2),

@@ -18,9 +18,11 @@ from evaluation.naturalness import PREDICTOR, measure_naturalness
 from evaluation.pauses import timing
 from evaluation.sample import Sample
 from evaluation.speaker import mean_embedding, similarity
+from evaluation.terms import score_terms
 from evaluation.words import Recogniser, measure_words
 
-KEYS = (*words.KEYS, *naturalness.KEYS)
+TERM_KEY = "term_hit_rate"
+KEYS = (*words.KEYS, *naturalness.KEYS, TERM_KEY)
 SAME_VOICE = 0.825
 """Similarity of 3 s to a mean voice above which the two are called one.
 
@@ -41,6 +43,7 @@ class Judges:
         others: voices `(256,)` by name, that the samples should resemble less than the target.
         memory: what was said of sounds before; None asks anew.
         hearer: the recogniser's name, under which the memory keeps what it hears.
+        terms: what is looked for in what was heard.
     """
 
     recogniser: Recogniser | None = None
@@ -49,6 +52,7 @@ class Judges:
     others: Mapping[str, np.ndarray] = field(default_factory=dict)
     memory: Memory | None = None
     hearer: str = ""
+    terms: tuple[str, ...] = ()
 
     def ask(self, sample: Sample) -> tuple[Measures, str | None]:
         """The values under `KEYS`, and the words heard, None without a recogniser."""
@@ -65,7 +69,18 @@ class Judges:
             measures.update(Measures(**told))
         else:
             measures.update(Measures.absent(naturalness.KEYS, "No opinions were predicted."))
+        measures.update(self._terms_heard(sample.text, heard))
         return measures, heard
+
+    def _terms_heard(self, text: str | None, heard: str | None) -> Measures:
+        """The share of the text's terms that were heard."""
+        if not self.terms or heard is None or not text:
+            return Measures.absent((TERM_KEY,), "No terms were given." if not self.terms else "No words are known.")
+        found, measures = score_terms(self.terms, [(text, heard)], self.language), Measures()
+        said = sum(one.said for one in found)
+        hits = sum(one.heard for one in found)
+        measures.put(TERM_KEY, hits / said if said else None, "The text holds none of the terms.")
+        return measures
 
     def _recall(self, question: str, sample: Sample, ask: Callable[[], Any]) -> Any:
         return ask() if self.memory is None else self.memory.recall(question, sample.wave, sample.rate, ask)

@@ -85,11 +85,15 @@ def test_style_is_held_against_its_own_target() -> None:
 
 
 def test_terms_are_shown_with_what_was_heard_instead() -> None:
-    judges = Judges(recogniser=lambda wave, rate: "please close the widow | before you leave")
+    hear = lambda wave, rate: "please close the widow | before you leave"  # noqa: E731
+    judges = Judges(recogniser=hear, terms=("window", "close"))
     reference = Reference.from_recordings("r", voice(0), judges=judges)
     scores = Scores.of(reference, [score_system("x", voice(0), reference, judges=judges)], ("window", "close"))
     assert term_rows(scores) == [["window", "x", "1", "0", "0.00", "widow x1"], ["close", "x", "1", "1", "1.00", "–"]]
     assert "| window | x" in markdown_report(scores)
+    rates = [row["term_hit_rate"] for row in scores.systems[0].samples]
+    assert rates == [0.5, *[None] * 5], "the other texts hold no term"
+    assert scores.systems[0].summary["term_hit_rate"] == 0.5
 
 
 # JUnit

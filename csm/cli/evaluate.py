@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,9 @@ def run(target: str, reference: Path, table: str, **flags: Any) -> None:
     memory = Memory(field.speakers[0].root / "judged.json") if field.speakers else None
     registered = registered_voices(flags["db"], folder.path if folder else Path(target))
     judges = make_judges(flags["asr_model"], flags["language"], flags["mos"], flags["others"], memory, registered)
-    terms, recordings = _terms(flags["terms"], judges), _recordings(reference, flags["style"], judges)
+    terms = _terms(flags["terms"], judges)
+    judges = replace(judges, terms=terms)
+    recordings = _recordings(reference, flags["style"], judges)
     systems, forgetting = field.score(recordings, reference, judges, flags)
     scores = Scores.of(recordings, systems, terms, flags["language"], forgetting)
     if flags["set_best"]:
