@@ -70,7 +70,7 @@ def run(target: Path, reference: Path, table: str, **flags: Any) -> None:
 
     A run keeps its scores in report/ as well. Samples that are there already are not made again.
     """
-    from csm.cli.neighbours import registered_voices
+    from csm.cli.neighbours import with_neighbours
     from csm.cli.reports import Reports
     from csm.cli.scoring import make_judges, score_folder, score_run
     from csm.training.card import refresh_cards
@@ -86,9 +86,8 @@ def run(target: Path, reference: Path, table: str, **flags: Any) -> None:
     asked = Reports.planned(target, reference, **{kind: flags[f"{kind}_path"] for kind in ("json", "markdown", "html")})
     kept = {"json": "scores.json", "markdown": "report.md", "html": "report.html"} if folder.exists else {}
     own = Reports.planned(target, reference, **{kind: str(target / "report" / name) for kind, name in kept.items()})
-    judges = make_judges(
-        flags["asr_model"], flags["language"], flags["mos"], flags["others"], registered_voices(flags["db"], target)
-    )
+    judges = make_judges(flags["asr_model"], flags["language"], flags["mos"], flags["others"])
+    judges = with_neighbours(judges, flags["db"], target)
     terms = _terms(flags["terms"], judges)
     recordings = Reference.from_folder(reference, judges)
     for name, reason in recordings.skipped.items():

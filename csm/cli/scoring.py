@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,6 @@ from csm.cli.console import say, warn
 from csm.errors import CsmError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from csm.generator import Generator
     from csm.model_folder import ModelFolder
     from csm.samples import SpokenSample
@@ -21,16 +19,8 @@ if TYPE_CHECKING:
     from evaluation.score import Reference, Sample, SystemScores
 
 
-def make_judges(
-    asr_model: str | None,
-    language: str,
-    predicts_mos: bool,
-    others: Sequence[Path],
-    registered: Mapping[str, np.ndarray] | None = None,
-) -> Judges:
+def make_judges(asr_model: str | None, language: str, predicts_mos: bool, others: Sequence[Path]) -> Judges:
     """Who is asked besides the sounds themselves; without a recogniser a sentence says how to get one.
-
-    The other voices are those in the folders `others` and the `registered` ones, `(256,)` by name.
 
     Raises:
         CsmError: a recogniser was named that cannot be had, or a folder of another voice holds none.
@@ -52,8 +42,7 @@ def make_judges(
         say("words are not scored: there is no recogniser (pip install 'csm-finetune[asr]', or --asr-model PATH)")
     if predicts_mos and not installed():
         say(f"naturalness is not predicted: {INSTALL}")
-    voices = dict(registered or {})
-    voices |= {str(folder): Reference.from_folder(folder).embedding for folder in others}
+    voices = {str(folder): Reference.from_folder(folder).embedding for folder in others}
     return Judges(recogniser, language, predicts_mos and installed(), voices)
 
 
