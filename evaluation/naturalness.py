@@ -23,10 +23,10 @@ from csm.errors import CsmError
 from evaluation.measures import Measures, fault
 
 RATE = 16_000
+WINDOW = 122_880  # samples the model looks at
 KEYS = ("predicted_mos",)
 SHORTEST_SECONDS = 0.5
 PREDICTOR = "distillmos 0.9.1"
-WINDOW = 122_880  # samples the model looks at
 INSTALL = "pip install --no-deps distillmos==0.9.1 xls-r-sqa==0.1.0"
 
 

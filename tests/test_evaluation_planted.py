@@ -101,8 +101,8 @@ class TestGate:
         assert self.codes(1, **fall).count(3) >= 285
 
 
+@pytest.mark.timeout(3600)  # three minutes of a core, but cores may be shared
 @pytest.mark.long
-@pytest.mark.slow
 def test_the_good_checkpoint_is_picked_after_training(tmp_path: Path) -> None:
     """The whole way: train, speak, hear, score, pick."""
     pytest.importorskip("faster_whisper")

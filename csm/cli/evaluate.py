@@ -87,7 +87,7 @@ def run(target: str, reference: Path, table: str, **flags: Any) -> None:
     A run keeps its scores in report/ as well. Samples that are there already are not made again.
     """
     from csm.cli.contest import contest
-    from csm.cli.neighbours import registered_voices
+    from csm.cli.neighbours import with_neighbours
     from csm.cli.reports import Reports
     from csm.cli.scoring import make_judges
     from evaluation.memory import Memory
@@ -101,8 +101,8 @@ def run(target: str, reference: Path, table: str, **flags: Any) -> None:
     kept = {kind: str(folder.path / "report" / name) for kind, name in KINDS.items()} if folder else {}
     own = Reports.planned(field, reference, **kept)
     memory = Memory(field.speakers[0].root / "judged.json") if field.speakers else None
-    registered = registered_voices(flags["db"], folder.path if folder else Path(target))
-    judges = make_judges(flags["asr_model"], flags["language"], flags["mos"], flags["others"], memory, registered)
+    judges = make_judges(flags["asr_model"], flags["language"], flags["mos"], flags["others"], memory)
+    judges = with_neighbours(judges, flags["db"], folder.path if folder else target)
     terms = _terms(flags["terms"], judges)
     judges = replace(judges, terms=terms)
     recordings = _recordings(reference, flags["style"], judges)

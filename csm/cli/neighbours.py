@@ -6,6 +6,7 @@ spoken anew, so a registry of models alone costs nothing and gives nothing.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,16 +15,23 @@ from csm.cli.console import say
 if TYPE_CHECKING:
     import numpy as np
 
+    from evaluation.judges import Judges
+
 MOST = 50  # voices; each takes a tenth of a second
 SECONDS = 12.0  # of speech of each
 
 
-def registered_voices(database: Path | None, target: Path) -> dict[str, np.ndarray]:
+def with_neighbours(judges: Judges, database: Path | None, target: str | Path) -> Judges:
+    """Judges that compare with the registry's other voices too; as for `registered_voices`."""
+    return replace(judges, others={**registered_voices(database, target), **judges.others})
+
+
+def registered_voices(database: Path | None, target: str | Path) -> dict[str, np.ndarray]:
     """The voices `(256,)` of a registry by name, `target`'s own aside, the latest changed first.
 
     Args:
         database: the registry's file; None is the user's own. One that is not there holds none.
-        target: the run or folder that is scored.
+        target: the run, folder or voice's name that is scored.
 
     Raises:
         CsmError: the registry is broken, or a run's `best` names no checkpoint.
@@ -41,7 +49,8 @@ def registered_voices(database: Path | None, target: Path) -> dict[str, np.ndarr
         if len(heard) == MOST:
             say(f"the registry's {MOST} latest voices are compared with, no others")
             break
-        if run.resolve() != target.resolve() and (sound := _speech(run)) and not unusable(*sound):
+        own = name == str(target) or run.resolve() == Path(target).resolve()
+        if not own and (sound := _speech(run)) and not unusable(*sound):
             heard[name] = embed(*sound)
     return heard
 

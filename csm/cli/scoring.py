@@ -11,8 +11,6 @@ from csm.cli.console import say, warn
 from csm.errors import CsmError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from csm.cli.systems import System
     from csm.generator import Generator
     from csm.samples import SpokenSample
@@ -27,11 +25,8 @@ def make_judges(
     predicts_mos: bool = True,
     others: Sequence[Path] = (),
     memory: Memory | None = None,
-    registered: Mapping[str, np.ndarray] | None = None,
 ) -> Judges:
     """Who is asked besides the sounds themselves; without a recogniser a sentence says how to get one.
-
-    The other voices are those in the folders `others` and the `registered` ones, `(256,)` by name.
 
     Raises:
         CsmError: a recogniser was named that cannot be had, or a folder of another voice holds none.
@@ -53,8 +48,7 @@ def make_judges(
         say("words are not scored: there is no recogniser (pip install 'csm-finetune[asr]', or --asr-model PATH)")
     if predicts_mos and not installed():
         say(f"naturalness is not predicted: {INSTALL}")
-    voices = dict(registered or {})
-    voices |= {str(folder): Reference.from_folder(folder).embedding for folder in others}
+    voices = {str(folder): Reference.from_folder(folder).embedding for folder in others}
     return Judges(recogniser, language, predicts_mos and installed(), voices, memory, name)
 
 
