@@ -152,16 +152,15 @@ class Span:
         heads, groups, width = shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim
         self.memories, self.turn, self.mask = memories, turn, mask
         self.qkv = stack.norm.new_empty(rows, (heads + 2 * groups) * width)
-        split = self.qkv.view(rows, -1, width)
-        self.unturned = split[:, : heads + groups]
-        self.values = split[:, heads + groups :].unflatten(0, (sequences, -1)).transpose(1, 2)
+        new = rows // sequences
+        self.unturned = self.qkv.view(rows, -1, width)[:, : heads + groups]
+        self.values = self.qkv.view(sequences, new, -1, width)[:, :, heads + groups :].transpose(1, 2)
         self.turned = stack.norm.new_empty(rows, heads + groups, width)
-        turned = self.turned.unflatten(0, (sequences, -1)).transpose(1, 2)
+        turned = self.turned.view(sequences, new, -1, width).transpose(1, 2)
         self.keys = turned[:, heads:]
         self.gate_up = stack.norm.new_empty(rows, 2 * shape.intermediate_size)
         self.gate, self.up = self.gate_up.chunk(2, -1)
-        self.one = rows == sequences
-        self.last = slice(rows // sequences - 1, None, rows // sequences)
+        self.one, self.last = new == 1, slice(new - 1, None, new)
         # Query heads that share a key head become rows, so no key is repeated.
         self.queries = self.turned[:, :heads].view(sequences, groups, -1, width) if self.one else turned[:, :heads]
 
