@@ -721,7 +721,7 @@ def test_a_wrong_flag_is_told(toy_folder: Path, tmp_path: Path, flags: tuple[str
 
 def test_a_recipe_file_may_hold_parts(toy_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(
-        "method: lora\nlora_ranks: {decoder: 2, acoustic_heads: 3}\nlora_targets: [attn]\n"
+        "method: lora\nlora_ranks: {decoder: 2, acoustic_heads: 3}\nlora_targets: [attn, acoustic_heads]\n"
     )
     done = dry_run(toy_folder, tmp_path, "--recipe", str(tmp_path / "r.yaml"))
     assert done.exit_code == 0, done.output
