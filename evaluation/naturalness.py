@@ -26,7 +26,7 @@ RATE = 16_000
 WINDOW = 122_880  # samples the model looks at
 KEYS = ("predicted_mos",)
 SHORTEST_SECONDS = 0.5
-PREDICTOR = "distillmos 0.9.1"
+PREDICTOR = "distillmos 0.9.1, short sounds repeated"
 INSTALL = "pip install --no-deps distillmos==0.9.1 xls-r-sqa==0.1.0"
 
 

@@ -45,6 +45,18 @@ def test_conversation_folders_become_what_csm_mlx_reads(tmp_path: Path, monkeypa
     assert told(read_data([tmp_path / "out/data.json"])[0]) == told(read_data([raw])[0])
 
 
+def test_csm_mlx_has_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from csm.cli.csm_mlx import main as csm_mlx
+
+    TestDialogues().make(tmp_path / "raw")
+    monkeypatch.chdir(tmp_path)
+    assert convert("raw", "one.json").exit_code == 0
+    done = CliRunner().invoke(csm_mlx, ["finetune", "convert", "raw", "two.json"])
+    assert (done.exit_code, done.stdout) == (0, "two.json\n"), done.stderr
+    assert document(tmp_path / "one.json") == document(tmp_path / "two.json")
+    assert CliRunner().invoke(csm_mlx, ["finetune", "convert", "raw"]).exit_code == 2
+
+
 def test_any_layout_goes_in_and_comes_out_the_same(tmp_path: Path) -> None:
     lj = TestLjSpeech().make(tmp_path / "lj", [f"{name}|{text}" for name, text in SAID.items()])
     done = convert(lj, tmp_path / "lj.json", "--speaker-id", 4, "--language", "de")

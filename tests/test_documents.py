@@ -107,7 +107,7 @@ COMMANDS = {
     --target-modules attn projection""",
 }
 OTHER = {
-    "csm-mlx finetune convert ./my_audio_dataset ./training_data.json": "the command csm-mlx comes with the MLX backend",
+    "csm-mlx finetune convert ./my_audio_dataset ./training_data.json": "runs in tests/test_convert.py",
     "csm-mlx finetune full, lora": "run below as csm-finetune full and lora; by their own name with the MLX backend",
     "csm_mlx.finetune, csm.mlx.components": "Python of the MLX backend",
     "python scripts/train_voxcpm_finetune.py --config_path ...": "another model's scripts; not a command of ours",

@@ -154,3 +154,20 @@ def test_a_stage_names_data_of_any_layout(toy_folder: Path, clip_folder: Path, t
     assert stages[1].data["data_paths"] == [str(tmp_path / "talks.json"), "hf://owner/name"]
     assert (stages[1].data["data_format"], stages[1].data["language"]) == ("huggingface", "de")
     assert (stages[0].data["data_format"], stages[0].data["language"]) == (None, "en")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ({"recipe": {"style_name": "calm", "epoch": 3}}, "epochs"),
+        ({"recipe": {"style_name": "calm", "epochs": 0}}, "epochs is 0"),
+        ({"terms": "none.txt"}, "none.txt"),
+        ({"data_path": "nowhere"}, "nowhere is not there"),
+    ],
+)
+def test_a_later_stage_is_looked_at_before_the_first_trains(
+    wrong: dict[str, Any], problem: str, toy_folder: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    done = finetune("run", write_stages(tmp_path, toy_folder, clip_folder, **wrong), "--threads", 1, code=1)
+    assert problem in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,17 +47,40 @@ def run(stages_file: Path, cache_dir: Path | None, dry_run: bool, **placement: A
     from csm.cli.finetune import finetune
 
     base, stages = read_stages(stages_file)
+    for stage in stages:
+        _check(stage, stages_file)
     best: Path | None = None
     for number, stage in enumerate(stages, 1):
         say(f"[{number}/{len(stages)}] {stage.name}")
         flags: dict[str, Any] = dict.fromkeys(("recipe_file", "resume", "fresh", "base"))
         flags |= {**stage.data, **placement, "cache_dir": cache_dir, "dry_run": dry_run}
         flags |= {"model_path": best or base, "output_dir": stage.output_dir, "recipe_keys": stage.recipe}
-        flags["recipe_source"] = f"{stages_file.name}, stage {stage.name}"
+        flags["recipe_source"] = _source(stages_file, stage)
         best = finetune(stage.preset, flags) or best
     if best:
         say("best checkpoint of the last stage:")
         answer(str(best))
+
+
+def _source(path: Path, stage: Stage) -> str:
+    return f"{path.name}, stage {stage.name}"
+
+
+def _check(stage: Stage, path: Path) -> None:
+    """What can be known of a stage before those ahead of it have trained: its recipe, its terms, where its data are."""
+    from csm.cli.run_options import run_layer
+    from csm.presets import PRESETS
+    from csm.recipe import resolve
+
+    layers: list[tuple[str, Mapping[str, Any]]] = [
+        (_source(path, stage), stage.recipe),
+        (_source(path, stage), run_layer(stage.data)),
+    ]
+    resolve(stage.preset, PRESETS[stage.preset], layers)
+    named = [*stage.data["data_paths"], *(stage.data[key] for key in ("audio_dir", "transcript_dir", "alignment_dir"))]
+    for one in named:
+        if one and "://" not in str(one) and not Path(one).exists():
+            raise CsmError(f"{path}, stage {stage.name}: {one} is not there.", "Paths are relative to the file.")
 
 
 def read_stages(path: Path) -> tuple[str, list[Stage]]:
