@@ -130,8 +130,10 @@ def _say_epochs(tuner: Any) -> None:
 
 def _refuse_idle(flags: dict[str, Any], recipe: Any, held: bool) -> None:
     """Flags that would do nothing beside the others."""
-    if flags.get("sample_prompts") and not recipe.sample_every and recipe.select_by != "speaker_similarity":
-        raise click.UsageError("--sample-prompt is for --sample-every or --select-by speaker_similarity.")
+    from csm.recipe import BY_SOUND
+
+    if flags.get("sample_prompts") and not recipe.sample_every and recipe.select_by not in BY_SOUND:
+        raise click.UsageError("--sample-prompt is for --sample-every or --select-by speaker_similarity or score.")
     for key, flag in (("val_every", "--val-every"), ("val_batch_size", "--val-batch-size")):
         if flags.get(key) and not recipe.val_split and not held:
             raise click.UsageError(f"{flag} has nothing to validate on: nothing is held out. Give --val-split 0.1.")
