@@ -27,6 +27,7 @@ COLUMNS = {  # key: head, its unit, decimals; the unit stands below the head, so
 }
 ABSENT = "–"
 QUIETLY = 1.0  # dB: levels nearer than this sound alike
+AUDIBLY = 0.001  # of the samples at full scale
 
 
 def _some(values: Sequence[float]) -> bool:
@@ -46,7 +47,7 @@ SAYS_SOMETHING: Mapping[str, Callable[[Sequence[float]], bool]] = {
     "stopped": _not_all(1),
     "looped": _not_all(0),
     "empty": _not_all(0),
-    "clipped_share": _not_all(0),
+    "clipped_share": lambda values: any(value >= AUDIBLY for value in values),
     "characters_per_second_speech": _some,
     "energy_db": lambda values: bool(values) and max(values) - min(values) > QUIETLY,
     "style_distance": _some,
