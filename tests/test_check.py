@@ -339,3 +339,9 @@ def test_the_command_has_no_option_that_does_nothing() -> None:
 
     assert names(reads_data) - names(names_data) == {"strict", "cache_dir"}
     assert names(names_data) < {parameter.name for parameter in check.params}
+
+
+def test_flags_may_be_written_with_underscores_in_every_command(make_clips: Make, toy_folder: Path) -> None:
+    data = make_clips(3)
+    words = ["--no_probe", "--no_voices", "--no_transcripts", "--speaker_id", "5", "--model_path", toy_folder]
+    assert found(data, *words, expect=0) == found(data, *CHEAP, "--model-path", toy_folder, expect=0)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from csm.cli.console import answer, answer_json, say
+from csm.cli.lists import ListCommand
 from csm.cli.options import PATH, adapts, names_data, runs_model, shapes_recipe, takes_base
 from csm.cli.target import writable
 from csm.errors import CsmError
@@ -48,7 +49,7 @@ class Diagnosis:
         return [finding for finding in self.findings if not finding.is_error]
 
 
-@click.command("check")
+@click.command("check", cls=ListCommand)
 @click.argument("data", nargs=-1)
 @names_data
 @click.option("--preset", type=click.Choice(PRESETS), default=PRESETS[0], show_default=True, help="what is asked of it")

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from csm.cli.console import answer, say, warn
+from csm.cli.lists import ListCommand
 from csm.cli.options import PATH, names_format, names_language
 
 if TYPE_CHECKING:
     from csm.data.row import Row
 
 
-@click.command("convert")
+@click.command("convert", cls=ListCommand)
 @click.argument("input_dir")
 @click.argument("output_json", type=PATH)
 @names_format

@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from csm.cli.console import answer
+from csm.cli.lists import ListCommand
 from csm.cli.options import PATH
 
 
-@click.command("plot")
+@click.command("plot", cls=ListCommand)
 @click.argument("run", type=PATH)
 @click.option("--output", "--output-dir", "output", type=PATH, help="where to; default: the run's folder report")
 def plot(run: Path, output: Path | None) -> None:

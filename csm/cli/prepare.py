@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from csm.cli.console import answer, say, warn
+from csm.cli.lists import ListCommand
 from csm.cli.options import PATH
 from csm.cli.progress import Progress
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from csm.data.prepare import Ears
 
 
-@click.command("prepare")
+@click.command("prepare", cls=ListCommand)
 @click.argument("recordings", type=PATH, nargs=-1, required=True, metavar="RECORDING...")
 @click.option(
     "--output", "--output-dir", type=PATH, help="gets audio/, transcripts/ and review.html; stopped work goes on"

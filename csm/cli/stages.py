@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from csm.cli.console import answer, answer_json, say
+from csm.cli.lists import ListCommand
 from csm.cli.options import PATH, runs_model
 from csm.errors import CsmError
 
@@ -34,7 +35,7 @@ class Stage:
     recipe: dict[str, Any]
 
 
-@click.command("run")
+@click.command("run", cls=ListCommand)
 @click.argument("stages_file", type=PATH)
 @click.option("--cache-dir", type=PATH, help="where audio codes are kept; default: the user's cache folder")
 @click.option("--dry-run", is_flag=True, help="print every stage's recipe, each over the base, and stop")
@@ -177,7 +178,7 @@ def _check_kinds(stage: dict[str, Any], place: str) -> None:
         raise CsmError(f"{place}: speaker_id is {speaker}; it goes from 0.")
 
 
-@click.command("stages")
+@click.command("stages", cls=ListCommand)
 @click.argument("folders", type=PATH, nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def stages(folders: tuple[Path, ...], as_json: bool) -> None:

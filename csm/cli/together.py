@@ -10,11 +10,12 @@ from typing import Any
 import click
 
 from csm.cli.console import Command, Group, tell
+from csm.cli.lists import ListCommand
 from csm.errors import CsmError
 from csm.processes import own_place
 
 
-class Apart(click.Command):
+class Apart(ListCommand):
     """Within a `TogetherGroup`: a command that every process runs by itself, on a part of the work."""
 
 
