@@ -27,12 +27,16 @@ DEFAULT_TEXTS = (
 
 @dataclass(frozen=True)
 class SpokenSample:
-    """A sample on disk and how it came about; `path` is None where nothing was spoken, and `stop_reason` says why."""
+    """A sample on disk and how it came about; `path` is None where nothing was spoken, and `stop_reason` says why.
+
+    `speaker` is None where the note is an old one, which does not say.
+    """
 
     text: str
     seed: int
     path: Path | None
     stop_reason: str
+    speaker: int | None = None
 
 
 def speak_samples(
@@ -65,7 +69,7 @@ def speak_samples(
         if progress:
             progress()
     for number, spoken in generator.speak_each([Request(text, speaker, seed=seed) for text, seed, _ in missing]):
-        samples[missing[number][-1]] = _keep(spoken, *missing[number])
+        samples[missing[number][-1]] = _keep(spoken, *missing[number], speaker)
         if progress:
             progress()
     return [samples[path] for _, _, path in wanted]
@@ -77,15 +81,15 @@ def _note_path(generator: Generator, folder: Path, number: int, text: str, speak
     return folder / f"{number:02d}-s{seed}-{key}.json"
 
 
-def _keep(spoken: Speech | NothingSpokenError, text: str, seed: int, note_path: Path) -> SpokenSample:
+def _keep(spoken: Speech | NothingSpokenError, text: str, seed: int, note_path: Path, speaker: int) -> SpokenSample:
     """Write what was spoken, then the note that says so."""
     path = note_path.with_suffix(".wav") if isinstance(spoken, Speech) else None
     if isinstance(spoken, Speech):
         write_wave(note_path.with_suffix(".wav"), spoken.wave, spoken.sample_rate)
     stop_reason = spoken.stop_reason if isinstance(spoken, Speech) else spoken.message
-    note = {"text": text, "seed": seed, "spoken": path is not None, "stop_reason": stop_reason}
+    note = {"text": text, "seed": seed, "speaker": speaker, "spoken": path is not None, "stop_reason": stop_reason}
     write_json(note_path, note)
-    return SpokenSample(text, seed, path, stop_reason)
+    return SpokenSample(text, seed, path, stop_reason, speaker)
 
 
 def noted(wave_path: Path) -> SpokenSample | None:
@@ -93,10 +97,16 @@ def noted(wave_path: Path) -> SpokenSample | None:
     return _made_before(wave_path.with_suffix(".json"))
 
 
-def spoken_before(folder: Path, texts: Sequence[str], seeds: Sequence[int]) -> list[SpokenSample] | None:
-    """What stands in a folder of `speak_samples`, of these texts and seeds in order; None where one is missing."""
-    notes = [_made_before(note) for note in sorted(folder.glob("*.json"))]
-    known = {(note.text, note.seed): note for note in notes if note is not None}
+def spoken_before(folder: Path, texts: Sequence[str], seeds: Sequence[int], speaker: int) -> list[SpokenSample] | None:
+    """What stands in a folder of `speak_samples`, of these texts and seeds in order; None where one is missing.
+
+    Others may have spoken there too: `csm evaluate RUN --speaker N` does.
+    """
+    notes = [note for path in sorted(folder.glob("*.json")) if (note := _made_before(path)) is not None]
+    notes.sort(
+        key=lambda note: note.speaker is not None
+    )  # the last of a text and seed counts: one that says whose it is
+    known = {(note.text, note.seed): note for note in notes if note.speaker in (None, speaker)}
     wanted = [(text, seed) for text in texts for seed in seeds]
     return [known[key] for key in wanted] if all(key in known for key in wanted) else None
 
@@ -106,7 +116,8 @@ def _made_before(note_path: Path) -> SpokenSample | None:
     wave_path = note_path.with_suffix(".wav")
     try:
         note = json.loads(note_path.read_text())
-        read = SpokenSample(note["text"], note["seed"], wave_path if note["spoken"] else None, note["stop_reason"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        path = wave_path if note["spoken"] else None
+        read = SpokenSample(note["text"], note["seed"], path, note["stop_reason"], note.get("speaker"))
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return None if read.path is not None and not read.path.is_file() else read

@@ -53,7 +53,12 @@ def choose_best(systems: Sequence[SystemScores]) -> tuple[str | None, str]:
 
 def mean_with_failures(rows: Sequence[dict[str, Any]]) -> float:
     """The mean similarity, 0 for a sample without one."""
-    return float(np.mean([row["speaker_similarity"] or 0.0 for row in rows]))
+    return float(np.mean([row["speaker_similarity"] for row in with_failures(rows)]))
+
+
+def with_failures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with a similarity of 0 where there is none."""
+    return [{**row, "speaker_similarity": row["speaker_similarity"] or 0.0} for row in rows]
 
 
 def lost(base: SystemScores, system: SystemScores) -> list[str]:
@@ -77,9 +82,10 @@ def _reason(value: float, best: SystemScores, count: int, base: SystemScores | N
         return reason + ")."
     theirs = mean_with_failures(base.samples)
     reason += f"), {'above' if value > theirs else 'not above'} the base's {theirs:.3f}"
-    if not has_pairs(base.samples, best.samples, "speaker_similarity"):
+    ours, others = (with_failures(system.samples) for system in (best, base))
+    if not has_pairs(others, ours, "speaker_similarity"):
         return reason + "."
-    interval = paired_bootstrap(base.samples, best.samples, "speaker_similarity").interval_95
+    interval = paired_bootstrap(others, ours, "speaker_similarity").interval_95
     if interval is None:
         return reason + "; there are too few texts to say whether that is chance."
     if interval[0] <= 0 <= interval[1]:

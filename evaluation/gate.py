@@ -172,9 +172,18 @@ def _values(system: SystemScores, metric: str) -> dict[str, list[float]]:
     return found
 
 
-def _mean(values: Mapping[str, list[float]]) -> tuple[float, int]:
+def _mean(values: Mapping[str, list[float]]) -> tuple[float, float]:
     flat = [value for each in values.values() for value in each]
     return float(np.mean(flat)), len(flat)
+
+
+def _mean_of_texts(values: Mapping[str, list[float]], texts: Sequence[str]) -> tuple[float, float]:
+    """The mean, each text counted once, and over how many samples, evenly spread, a mean is as noisy.
+
+    So two sides that lack other samples of a text do not differ by how hard the texts are.
+    """
+    means, shares = [np.mean(values[text]) for text in texts], [1 / len(values[text]) for text in texts]
+    return float(np.mean(means)), len(texts) ** 2 / sum(shares)
 
 
 def _limit(rule: Rule, scores: Scores, system: SystemScores, noise: Noise | None, tail: float) -> tuple[Verdict, str]:
@@ -184,12 +193,14 @@ def _limit(rule: Rule, scores: Scores, system: SystemScores, noise: Noise | None
     value, samples = _mean(values)
     deviation = noise.of_mean(samples) if noise else None
     if rule.over_base:
-        base = _values(next((s for s in scores.systems if s.kind == "base"), system), rule.metric)
-        shared = sorted(set(base) & set(values))
+        base = next((one for one in scores.systems if one.kind == "base"), None)
+        if base is None or base is system:
+            return "undecided", "the scores hold no base to compare it with"
+        theirs = _values(base, rule.metric)
+        shared = sorted(set(theirs) & set(values))
         if len(shared) < FEWEST_TEXTS:
             return "undecided", f"{len(shared)} texts have this score on both sides, and it takes {FEWEST_TEXTS}"
-        ours, theirs = ({text: part[text] for text in shared} for part in (values, base))
-        (mine, samples), (other, others) = _mean(ours), _mean(theirs)
+        (mine, samples), (other, others) = (_mean_of_texts(part, shared) for part in (values, theirs))
         value, deviation = mine - other, noise.of_difference(samples, others) if noise else None
     band = rule.band if rule.band is not None else _band(noise, deviation, tail)
     miss = max((rule.at_least - value) if rule.at_least is not None else -np.inf,
@@ -212,7 +223,7 @@ def _fall(
     shared = sorted(set(values) & set(before))
     if len(shared) < FEWEST_TEXTS:
         return "undecided", f"{len(shared)} texts have this score on both sides, and it takes {FEWEST_TEXTS}"
-    (now, samples), (then, others) = (_mean({text: part[text] for text in shared}) for part in (values, before))
+    (now, samples), (then, others) = (_mean_of_texts(part, shared) for part in (values, before))
     direction = DIRECTIONS[rule.metric]
     fall = direction * (then - now) if direction else abs(now - then)
     deviation = noise.of_difference(samples, others) if noise else None
@@ -226,7 +237,7 @@ def _fall(
     spare = noise.quantile(MISSES) * deviation if noise and deviation is not None and rule.band is None else 0.0
     if threshold + spare > rule.catch:
         need = int(np.ceil(samples * ((band + spare) / rule.catch) ** 2))
-        return "undecided", f"{shown}: {samples} samples would miss a fall of {rule.catch:g}; take about {need}"
+        return "undecided", f"{shown}: {samples:.0f} samples would miss a fall of {rule.catch:g}; take about {need}"
     return "passed", f"{shown}, noise band {band:.3g}"
 
 

@@ -33,7 +33,8 @@ class Memory:
         except (FileNotFoundError, ValueError):
             return
         if isinstance(found, dict) and found.get("schema_version") == SCHEMA_VERSION:
-            self._answers = dict(found["answers"])
+            answers = found.get("answers")
+            self._answers = answers if isinstance(answers, dict) else {}
 
     def recall(self, question: str, wave: np.ndarray, rate: int, ask: Callable[[], Any]) -> Any:
         """The answer that was given before, else that of `ask`, which must be plain JSON.

@@ -33,11 +33,11 @@ class Noise:
     deviation: float
     freedoms: int
 
-    def of_difference(self, samples: int, others: int) -> float:
+    def of_difference(self, samples: float, others: float) -> float:
         """Standard deviation of the difference of two means over so many samples of the same texts."""
         return self.deviation * float(np.sqrt(1 / samples + 1 / others))
 
-    def of_mean(self, samples: int) -> float:
+    def of_mean(self, samples: float) -> float:
         """Standard deviation of a mean over so many samples, the texts being what they are."""
         return self.deviation / float(np.sqrt(samples))
 

@@ -48,6 +48,16 @@ class TestChoice:
             right += choose_best(systems)[0] == "step-000020"
         assert right >= 27
 
+    def test_what_is_said_of_chance_counts_failures_as_the_mean_does(self) -> None:
+        """Where a checkpoint speaks it is nearer, but it fails on half of the texts: no gain is claimed."""
+        one = system("step-000010", "checkpoint", 0.8, 0.1, 1)
+        for row in one.samples:
+            if int(row["text"].split()[1]) % 2:
+                row["speaker_similarity"] = None
+        _, reason = choose_best([system("base", "base", 0.5, 0.1, 0), one])
+        assert "not above the base's" in reason
+        assert "no significant difference" in reason
+
     def test_one_that_never_ends_is_out_and_named(self) -> None:
         systems = [
             system("base", "base", 0.6, 0.1, 0),

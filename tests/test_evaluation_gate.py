@@ -135,6 +135,26 @@ class TestLimits:
         assert found.verdict == verdict
         assert found.line.startswith(verdict.upper())
 
+    def test_without_a_base_a_margin_over_it_is_undecided(self) -> None:
+        samples = rows(np.random.default_rng(4), 6)
+        rules = [Rule("word_error_rate", at_most=0.05, over_base=True), Rule("stopped", at_least=0, over_base=True)]
+        assert exit_code(judge(rules, document(samples), noise=calibrate(samples))) == 4
+        own = Rule("word_error_rate", at_most=0.05, over_base=True, system="base")
+        assert exit_code(judge([own], document(samples, samples), noise=calibrate(samples))) == 4
+
+    def test_samples_that_lack_on_one_side_are_no_change(self) -> None:
+        """Equal models whose easy texts lack seeds on one side and hard ones on the other."""
+        now, before = rows(np.random.default_rng(1), 5), rows(np.random.default_rng(2), 5)
+        easy = {f"text {number}" for number in range(TEXTS // 2)}
+        for samples, lacking in ((now, True), (before, False)):
+            for row in samples:
+                row["speaker_similarity"] += 0.2 * (row["text"] in easy)
+                if row["seed"] and (row["text"] in easy) is lacking:
+                    row["speaker_similarity"] = None
+        noise = calibrate(rows(np.random.default_rng(0), 20))
+        line = judge([Rule("speaker_similarity", catch=0.05)], document(now), document(before), noise)[0]
+        assert line.verdict == "passed", line.line
+
     def test_a_band_in_the_rule_takes_the_place_of_calibration(self) -> None:
         samples = rows(np.random.default_rng(4), 2)
         for band, verdict in ((0.5, "undecided"), (0.001, "failed")):

@@ -46,6 +46,15 @@ def test_each_scored_voice_is_heard_and_the_target_is_none(database: Path) -> No
     assert similarity(voices["Same"], voices["Mouse"]) < 0.8
 
 
+def test_a_voice_is_no_other_of_its_own_however_it_is_called(database: Path) -> None:
+    """By its name in another case, its id, its speaker id, or as a second voice of the same run."""
+    registry = Registry(database)
+    run_of_same = database.parent / "same"
+    pinned = registry.create("Pinned", 9, "a voice", run_of_same / "checkpoints" / "step-000010")
+    for key in ("same", registry.find("Same").id, "pinned", pinned.id, "9"):
+        assert set(registered_voices(database, key)) == {"Higher", "Mouse"}, key
+
+
 def test_no_registry_holds_nobody(tmp_path: Path) -> None:
     assert registered_voices(tmp_path / "none.json", tmp_path) == {}
 

@@ -59,7 +59,7 @@ class Chooser(Listener):
         from csm.samples import spoken_before
 
         folder = self.run / "samples" / name_of(0)
-        found = spoken_before(folder, self.prompts, self.seeds)
+        found = spoken_before(folder, self.prompts, self.seeds, self.speaker)
         if found is None:
             raise CsmError(
                 f"the base's samples in {folder} are gone: without them select_by score has nothing to compare with.",

@@ -18,7 +18,7 @@ from csm.cli.recordings import audio
 from csm.errors import CsmError
 
 if TYPE_CHECKING:
-    from csm.cli.contest import Contest
+    from csm.training.run_folder import RunFolder
     from evaluation.judges import Judges
     from evaluation.reference import Reference
     from evaluation.score import Scores
@@ -96,6 +96,8 @@ def run(target: str, reference: Path, table: str, **flags: Any) -> None:
     field = contest(target, flags["against"], flags["speaker"], flags["db"])
     if not field.speakers:
         _refuse_idle(target)
+    if flags["set_best"] and field.run is None:
+        raise CsmError("--set-best is for a run: nothing else has a `best`.")
     asked = Reports.planned(field, reference, **{kind: flags[f"{kind}_path"] for kind in (*KINDS, "junit")})
     folder = field.run
     kept = {kind: str(folder.path / "report" / name) for kind, name in KINDS.items()} if folder else {}
@@ -108,8 +110,8 @@ def run(target: str, reference: Path, table: str, **flags: Any) -> None:
     recordings = _recordings(reference, flags["style"], judges)
     systems, forgetting = field.score(recordings, reference, judges, flags)
     scores = Scores.of(recordings, systems, terms, flags["language"], forgetting)
-    if flags["set_best"]:
-        _set_best(field, scores)
+    if flags["set_best"] and folder:
+        _set_best(folder, scores)
     own.write(scores)
     if folder:
         from csm.training.card import refresh_cards
@@ -155,13 +157,11 @@ def _told(scores: Scores, table: str, spoken: bool) -> str:
     return "\n".join(parts)
 
 
-def _set_best(field: Contest, scores: Scores) -> None:
-    if field.run is None:
-        raise CsmError("--set-best is for a run: nothing else has a `best`.")
+def _set_best(run: RunFolder, scores: Scores) -> None:
     if scores.best is None:
         say("`best` stays what it was: no checkpoint could be scored.")
         return
-    field.run.point("best", int(scores.best.removeprefix("step-")))
+    run.point("best", int(scores.best.removeprefix("step-")))
 
 
 def _terms(path: Path | None, judges: Judges) -> tuple[str, ...]:

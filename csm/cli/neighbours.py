@@ -31,7 +31,7 @@ def registered_voices(database: Path | None, target: str | Path) -> dict[str, np
 
     Args:
         database: the registry's file; None is the user's own. One that is not there holds none.
-        target: the run, folder or voice's name that is scored.
+        target: the run, folder or voice (its name, id or speaker id) that is scored.
 
     Raises:
         CsmError: the registry is broken, or a run's `best` names no checkpoint.
@@ -42,14 +42,17 @@ def registered_voices(database: Path | None, target: str | Path) -> dict[str, np
     path = database.expanduser() if database else default_path()
     if not path.is_file():
         return {}
-    kept = sorted(Registry(path).list(), key=lambda voice: voice.changed, reverse=True)
+    registry = Registry(path)
+    kept = sorted(registry.list(), key=lambda voice: voice.changed, reverse=True)
+    place = Path(target).expanduser()
+    mine = (place if place.is_dir() else Path(registry.find(str(target)).model_path)).resolve()
     runs = {voice.name: Path(voice.model_path) for voice in kept}
     heard: dict[str, np.ndarray] = {}
     for name, run in runs.items():
         if len(heard) == MOST:
             say(f"the registry's {MOST} latest voices are compared with, no others")
             break
-        own = name == str(target) or run.resolve() == Path(target).resolve()
+        own = name == str(target) or run.resolve() in (mine, mine.parent.parent)  # or a checkpoint of it
         if not own and (sound := _speech(run)) and not unusable(*sound):
             heard[name] = embed(*sound)
     return heard

@@ -67,7 +67,7 @@ def _figures(path: Path, text: str | None, language: str, voice: Any) -> dict[st
         value = None if reason else similarity(embed(sample.wave, sample.rate), voice)
         measures.put("speaker_similarity", value, reason or "")
     found = row(sample, measures)
-    return {key: value for key, value in found.items() if key not in ("seed", "stop_reason", "stopped")}
+    return {key: value for key, value in found.items() if key not in ("heard", "seed", "stop_reason", "stopped")}
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
