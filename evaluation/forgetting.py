@@ -64,13 +64,13 @@ def measure_forgetting(
         return [_absent(name, speaker, len(samples), error.message) for name, samples in systems.items()]
     scored = {name: score_system(name, samples, voice, judges=judges) for name, samples in systems.items()}
     if target is None:
-        scored = {name: _against_others(one, systems[name], systems[base]) for name, one in scored.items()}
+        scored = {name: against_others(one, systems[name], systems[base]) for name, one in scored.items()}
     return [
         _row(one, speaker, scored[base] if one.name != base else None, target is not None) for one in scored.values()
     ]
 
 
-def _against_others(system: SystemScores, samples: Sequence[Sample], base: Sequence[Sample]) -> SystemScores:
+def against_others(system: SystemScores, samples: Sequence[Sample], base: Sequence[Sample]) -> SystemScores:
     """The scores with each sample's similarity to the base's samples of other texts and seeds.
 
     With the one of its own text and seed among them, the base would resemble itself by its own sample.

@@ -168,17 +168,26 @@ class Speaking:
 def through_codec(
     generator: Generator, reference: Reference, recordings: Path, samples_folder: Path, judges: Judges
 ) -> SystemScores:
-    """The recordings as the codec gives them back: what a model that speaks its codes could reach at best."""
+    """The recordings as the codec gives them back, each held against the others: what its codes could reach at best."""
+    from dataclasses import replace
+
     from csm.audio import load_wave, write_wave
+    from evaluation.forgetting import against_others
     from evaluation.score import Sample, score_system
 
-    codec, samples = generator.codec, []
+    codec, samples, originals = generator.codec, [], []
     for row in reference.rows:
-        wave = codec.decode(codec.encode(load_wave(recordings / row["name"], codec.sample_rate)))
+        original = load_wave(recordings / row["name"], codec.sample_rate)
+        wave = codec.decode(codec.encode(original))
         name = Path("codec", row["name"]).with_suffix(".wav").as_posix()
         write_wave(samples_folder / name, wave, codec.sample_rate)
         samples.append(Sample(name, row["text"], 0, wave, codec.sample_rate, language=judges.language))
-    return score_system("codec", samples, reference, "codec", judges)
+        originals.append(Sample(name, name, 0, original, codec.sample_rate))
+    scored = score_system("codec", samples, reference, "codec", judges)
+    scored = against_others(scored, [replace(one, text=one.name) for one in samples], originals)
+    joined = dict.fromkeys(("speaker_similarity_pooled", "same_voice_share"))
+    reasons = dict.fromkeys(joined, "Pieces of the recordings would be held against themselves.")
+    return replace(scored, summary={**scored.summary, **joined}, reasons={**scored.reasons, **reasons})
 
 
 class _Counter:
