@@ -114,5 +114,5 @@ def test_five_percent_slower_is_five_percent_slower(language: str) -> None:
         sound = parselmouth.Sound(wave.astype(np.float64), RATE)
         slow = call(sound, "Lengthen (overlap-add)", 75, 500, 1.05).values[0].astype(np.float32)
         before, after = measure_rate(wave, RATE, text).values, measure_rate(slow, RATE, text).values
-        for key in before:
+        for key in ("syllables_per_second_speech", "syllables_per_second"):
             assert before[key] / after[key] == pytest.approx(1.05, rel=0.01)

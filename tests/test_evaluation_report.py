@@ -249,6 +249,11 @@ def test_the_best_is_the_most_similar_and_failures_count(
         assert ", above the base's 0.750" in found.best_reason
 
 
+def test_what_stands_in_the_bases_place_is_named(reference: Reference) -> None:
+    found = Scores.of(reference, [made_up("old/step-1", "base", [0.5]), made_up("step-2", "checkpoint", [0.6])])
+    assert "above old/step-1's 0.500" in found.best_reason
+
+
 def test_two_systems_of_one_name_and_a_system_without_samples_are_refused(reference: Reference) -> None:
     with pytest.raises(CsmError, match="Two systems are called base"):
         Scores.of(reference, [made_up("base", "base", [0.5]), made_up("base", "folder", [0.5])])
