@@ -45,9 +45,12 @@ def choose_best(systems: Sequence[SystemScores]) -> tuple[str | None, str]:
     passed_over = {name: guards for name, guards in losses.items() if guards and name != best.name}
     if passed_over and sound:
         which = "; ".join(f"{name}: {', '.join(guards)}" for name, guards in passed_over.items())
-        reason += f" Out are those significantly worse than the base ({which})."
+        reason += f" Out are those significantly worse than {_called(base)} ({which})."
     if not sound:
-        reason += f" Every checkpoint is significantly worse than the base in something; it in {', '.join(losses[best.name])}."
+        floor = _called(base)
+        reason += (
+            f" Every checkpoint is significantly worse than {floor} in something; it in {', '.join(losses[best.name])}."
+        )
     return best.name, reason
 
 
@@ -73,6 +76,11 @@ def lost(base: SystemScores, system: SystemScores) -> list[str]:
     return found
 
 
+def _called(base: SystemScores | None) -> str:
+    """The base, or what `--against` put in its place."""
+    return "the base" if base is None or base.name == "base" else base.name
+
+
 def _reason(value: float, best: SystemScores, count: int, base: SystemScores | None) -> str:
     how = f"the highest of {count} checkpoints" if count > 1 else "the only checkpoint"
     reason = f"{best.name} has a mean speaker similarity of {value:.3f} ({how}"
@@ -81,7 +89,7 @@ def _reason(value: float, best: SystemScores, count: int, base: SystemScores | N
     if base is None:
         return reason + ")."
     theirs = mean_with_failures(base.samples)
-    reason += f"), {'above' if value > theirs else 'not above'} the base's {theirs:.3f}"
+    reason += f"), {'above' if value > theirs else 'not above'} {_called(base)}'s {theirs:.3f}"
     ours, others = (with_failures(system.samples) for system in (best, base))
     if not has_pairs(others, ours, "speaker_similarity"):
         return reason + "."

@@ -105,6 +105,8 @@ def _rule(path: Path, number: int, table: Any) -> Rule:
     if table.get("metric") not in DIRECTIONS:
         raise CsmError(f"{place} names no known metric.", f"Known are {', '.join(DIRECTIONS)}.")
     rule = Rule(**table)
+    if rule.at_least is not None and rule.at_most is not None and rule.at_least > rule.at_most:
+        raise CsmError(f"{place} asks for at least {rule.at_least:g} and at most {rule.at_most:g}: nothing is both.")
     limits = rule.at_least is not None or rule.at_most is not None
     if limits == (rule.catch is not None) or (rule.over_base and not limits):
         raise CsmError(f"{place} needs either at_least or at_most, or catch.")
@@ -125,7 +127,8 @@ def judge(
         noise: from `evaluation.noise.calibrate`, by metric.
 
     Raises:
-        CsmError: a rule catches a fall and there is no baseline, or names a system that was not scored.
+        CsmError: a rule catches a fall and there is no baseline, asks for a margin over a base that was not scored or
+            is what is judged, or names a system that was not scored.
     """
     tail = FALSE_ALARMS / max(len(rules), 1)
     found = []
@@ -195,7 +198,8 @@ def _limit(rule: Rule, scores: Scores, system: SystemScores, noise: Noise | None
     if rule.over_base:
         base = next((one for one in scores.systems if one.kind == "base"), None)
         if base is None or base is system:
-            return "undecided", "the scores hold no base to compare it with"
+            what = "the scores hold no base" if base is None else f"{system.name} is the base"
+            raise CsmError(f"The rule {rule.title!r} has nothing to compare with: {what}.")
         theirs = _values(base, rule.metric)
         shared = sorted(set(theirs) & set(values))
         if len(shared) < FEWEST_TEXTS:

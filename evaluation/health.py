@@ -52,7 +52,9 @@ def measure_health(
         return measures
     counts = counts_in(language)
     syllables = count_syllables(text or "") if counts else 0
-    reason = "The text has no syllables." if counts else f"There is no rule for syllables in the language {language}."
+    reason = "The text has no syllables." if text else "There is no text."
+    if not counts:
+        reason = f"There is no rule for syllables in the language {language}."
     measures.put("seconds_per_syllable", len(wave) / rate / syllables if syllables else None, reason)
     found = timing(wave, rate)
     measures.put("silence_share", 1.0 if found is None else 1 - found.sounding / found.total)

@@ -117,7 +117,9 @@ def collect(documents: Mapping[str, Any]) -> dict[str, Any]:
             f"There are {len(keys)} keys and {len(answers)} files of answers.",
             "Give the test's one key (NAME.key.json) and the listeners' answers.",
         )
-    key = next(iter(keys.values()))
+    (spoken, key), *_ = keys.items()
+    if not isinstance(key.get("test"), str) or any(not isinstance(key.get(part), dict) for part in ("items", "pairs")):
+        raise CsmError(f"{spoken} is not the whole key.", "csm evaluate listen wrote it beside its page.")
     ratings = {name: _ratings(name, one, key) for name, one in answers.items()}
     return {
         "schema_version": 1,

@@ -39,7 +39,8 @@ def terminal_table(scores: Scores, format: str = "simple") -> str:
     is_markdown = format in ("github", "pipe")
     if is_markdown:
         rows = [[_escape(row[0]), *row[1:]] for row in rows]
-    heads = ["", *((" " if is_markdown else "\n").join((head, unit)).rstrip(" ") for head, unit, _ in columns.values())]
+    between = "\n" if format in ("simple", "plain", "grid", "rounded_grid") else " "
+    heads = ["", *(between.join((head, unit)).rstrip(" ") for head, unit, _ in columns.values())]
     align = ("left", *["right"] * len(columns))
     return tabulate(rows, headers=heads, tablefmt=format, disable_numparse=True, colalign=align)
 
@@ -73,7 +74,7 @@ def markdown_report(
     """The whole report: table, comparison in words, ceiling, curves, samples to listen to, what could not be scored.
 
     Args:
-        samples_folder: sound files below it are listed as links.
+        samples_folder: sound files below it that were scored, or tell of forgetting, are listed as links.
         curves: training curves by name, each `(step, value)` in order.
         links_from: the folder the report will stand in, which links are relative to; the current one if None.
     """
@@ -205,12 +206,15 @@ def _curve_table(curves: Curves) -> str:
 
 
 def _sample_links(scores: Scores, folder: Path, links_from: Path) -> list[str]:
-    texts = {row["name"]: row["text"] for system in scores.systems for row in system.samples if row["text"]}
+    texts = {row["name"]: row["text"] for system in scores.systems for row in system.samples}
     lines = []
     for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
         name = path.relative_to(folder).as_posix()
         target = quote(Path(os.path.relpath(path, links_from)).as_posix())
-        text = texts.get(name) or texts.get(name.removesuffix(path.suffix))
+        scored = next((one for one in (name, name.removesuffix(path.suffix)) if one in texts), None)
+        if scored is None and not (scores.forgetting and "/forgetting-" in name):
+            continue  # of an earlier evaluation, with other texts or seeds
+        text = texts.get(scored) if scored else None
         lines.append(f"- [{_escape(name)}]({target})" + (f": {_escape(text)}" if text else ""))
     return lines
 

@@ -18,6 +18,7 @@ from evaluation import judges as asked
 from evaluation import likeness
 from evaluation.choice import choose_best
 from evaluation.compare import METRICS, has_pairs, paired_bootstrap
+from evaluation.directions import DIRECTIONS
 from evaluation.judges import Judges
 from evaluation.likeness import contour, measure_likeness
 from evaluation.reference import Reference
@@ -168,7 +169,18 @@ class Scores:
             raise CsmError(f"The scores are incomplete ({error}).", "Run csm evaluate again.") from error
         if unknown := [system.kind for system in systems if system.kind not in get_args(Kind)]:
             raise CsmError(f"The scores hold a system of the unknown kind {unknown[0]}.", "Run csm evaluate again.")
+        if any(not _is_row(row) for system in systems for row in system.samples):
+            raise CsmError("The scores hold a sample that is none.", "Run csm evaluate again.")
         return cls(systems=systems, **parts)
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a sample of a document has what every sample has, and no word or NaN for a number."""
+    if not isinstance(row, dict) or not isinstance(row.get("name"), str) or not {"text", "seed", "reasons"} <= set(row):
+        return False
+    return isinstance(row["text"], str | None) and all(
+        row.get(key) is None or (isinstance(row[key], int | float) and np.isfinite(row[key])) for key in DIRECTIONS
+    )
 
 
 def _term_rows(system: SystemScores, terms: Sequence[str], language: str) -> list[dict[str, Any]]:

@@ -276,6 +276,14 @@ def test_listen_collect_and_audio_refuse_in_one_sentence(
     refused(
         invoke(csm, "evaluate", "listen", run, "--output", tmp_path / "p.html", "--system", "x"), "no scored system 'x'"
     )
+    refused(
+        invoke(csm, "evaluate", "listen", run / "report" / "scores.json", "--output", tmp_path / "p.html"), "is a file"
+    )
+    shutil.copytree(run, tmp_path / "other" / run.name)
+    words = ("evaluate", "listen", run, run, tmp_path / "other" / run.name, "--output", tmp_path / "p.html")
+    assert invoke(csm, *words).exit_code == 0
+    both = json.loads((tmp_path / "p.key.json").read_text())["items"]
+    assert len({one["system"] for one in both.values()}) == 4, "runs of one name are told apart"
     refused(invoke(csm, "evaluate", "collect", key), "1 keys and 0 files of answers")
     answers = {"schema_version": "listening-answers-1", "test": json.loads(key.read_text())["test"], "pairs": {}}
     for wrong in ({"ratings": {next(iter(items)): 6}}, {"ratings": {"x": 1}}, {"ratings": []}, {}):
@@ -283,6 +291,9 @@ def test_listen_collect_and_audio_refuse_in_one_sentence(
         refused(invoke(csm, "evaluate", "collect", key, tmp_path / "a.json"), "a.json")
     (tmp_path / "a.json").write_text(json.dumps({**answers, "ratings": {next(iter(items)): 4}}))
     assert "4.00" in invoke(csm, "evaluate", "collect", key, tmp_path / "a.json").stdout
+    (tmp_path / "broken.key.json").write_text('{"schema_version": "listening-key-1"}')
+    refused(invoke(csm, "evaluate", "collect", tmp_path / "broken.key.json", tmp_path / "a.json"), "not the whole key")
+    refused(invoke(csm, "evaluate", "audio", "."), "None of the files")
     (tmp_path / "no.wav").write_text("no sound")
     refused(invoke(csm, "evaluate", "audio", tmp_path / "no.wav"), "None of the files")
     figures = scored(invoke(csm, "evaluate", "audio", VOICE / "audio" / "001.flac", "--language", "fr", "--json", "-"))

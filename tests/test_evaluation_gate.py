@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,22 @@ class TestLimits:
                 [Rule("speaker_similarity", at_least=0.5, system="step-9")], document(rows(np.random.default_rng(0), 2))
             )
 
+    def test_a_margin_over_no_base_or_over_itself_is_refused(self) -> None:
+        samples = rows(np.random.default_rng(0), 2)
+        rule = Rule("word_error_rate", at_most=0.1, over_base=True)
+        with pytest.raises(CsmError, match="the scores hold no base"):
+            judge([rule], document(samples))
+        with pytest.raises(CsmError, match="base is the base"):
+            judge([replace(rule, system="base")], document(samples, samples))
+
+    @pytest.mark.parametrize("wrong", [{"text": 3}, {"speaker_similarity": "x"}, {"speaker_similarity": float("nan")}])
+    def test_samples_that_are_none_are_refused(self, wrong: dict[str, Any]) -> None:
+        written = document(rows(np.random.default_rng(0), 2)).to_json()
+        assert Scores.from_json(written)
+        written["systems"][0]["samples"][3] |= wrong
+        with pytest.raises(CsmError, match="a sample that is none"):
+            Scores.from_json(written)
+
 
 class TestRulesFile:
     def test_rules_are_read(self, tmp_path: Path) -> None:
@@ -182,6 +199,7 @@ class TestRulesFile:
             ("rule = 3", "holds no rules"),
             ("[[rule]]\nmetric", "cannot be read as TOML"),
             ("[[rule]]\nat_least = 1", "names no known metric"),
+            ('[[rule]]\nmetric = "stopped"\nat_least = 0.9\nat_most = 0.1', "nothing is both"),
             ('[[rule]]\nmetric = "similarity"\nat_least = 1', "names no known metric"),
             ('[[rule]]\nmetric = "stopped"', "needs either"),
             ('[[rule]]\nmetric = "stopped"\nat_least = 1\ncatch = 0.1', "needs either"),

@@ -249,6 +249,11 @@ def test_the_best_is_the_most_similar_and_failures_count(
         assert ", above the base's 0.750" in found.best_reason
 
 
+def test_what_stands_in_the_bases_place_is_named(reference: Reference) -> None:
+    found = Scores.of(reference, [made_up("old/step-1", "base", [0.5]), made_up("step-2", "checkpoint", [0.6])])
+    assert "above old/step-1's 0.500" in found.best_reason
+
+
 def test_two_systems_of_one_name_and_a_system_without_samples_are_refused(reference: Reference) -> None:
     with pytest.raises(CsmError, match="Two systems are called base"):
         Scores.of(reference, [made_up("base", "base", [0.5]), made_up("base", "folder", [0.5])])
@@ -341,8 +346,11 @@ def test_words_say_when_a_difference_is_none() -> None:
 
 def test_the_report_tells_everything_and_its_links_lead_to_files(scores: Scores, tmp_path: Path) -> None:
     folder = tmp_path / "run" / "my samples"
-    for name in ("base/one-0.wav", "step [20]/a|b.wav", "one-0.wav"):
+    scores = Scores.from_json(scores.to_json())
+    for name, system in zip(("base/one-0.wav", "step [20]/a|b.wav"), scores.systems, strict=False):
         write_wave(folder / name, voice(TARGET, 0.5, 1), HZ)
+        system.samples.append({**system.samples[0], "name": name})
+    write_wave(folder / "one-0.wav", voice(TARGET, 0.5, 1), HZ)
     path = tmp_path / "run" / "report" / "report.md"
     write_markdown(scores, path, folder, {"validation loss": [(0, 5.0), (10, 3.5), (20, 4.0)], "empty": []})
     text = path.read_text(encoding="utf-8")
@@ -356,6 +364,22 @@ def test_the_report_tells_everything_and_its_links_lead_to_files(scores: Scores,
     assert len(links) == 3
     assert all((path.parent / unquote(link)).is_file() for link in links)
     assert "one-0.wav](../my%20samples/one-0.wav): one" in text
+
+
+def test_samples_of_an_earlier_evaluation_are_not_listed(scores: Scores, tmp_path: Path) -> None:
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    for name in (scores.systems[0].samples[0]["name"], "old"):
+        (folder / f"{name}.wav").write_bytes(b"")
+    text = markdown_report(scores, folder)
+    assert "/old.wav" not in text
+    assert text.count("/samples/") == 1
+
+
+def test_a_table_of_tabs_has_one_line_of_heads(scores: Scores) -> None:
+    lines = terminal_table(scores, "tsv").splitlines()
+    assert len(lines) == len(scores.systems) + 2
+    assert len({line.count("\t") for line in lines}) == 1
 
 
 def test_a_name_cannot_break_the_report(reference: Reference) -> None:

@@ -36,7 +36,7 @@ def listen(runs: tuple[Path, ...], output: Path, systems: tuple[str, ...], texts
         raise CsmError(f"Two of the runs are called {twice}, and the answers could not tell them apart.", "Rename one.")
     page = writable(output)
     key = writable(output.with_name(f"{output.stem}.key.json"))
-    stimuli = [one for run in runs for one in _stimuli(run, systems, texts, len(runs) > 1)]
+    stimuli = [one for run, name in _names(runs).items() for one in _stimuli(run, systems, texts, name)]
     document, secret = make_test(stimuli, seed)
     write_text(key, json.dumps(secret, indent=2, ensure_ascii=False) + "\n")
     write_text(page, document)
@@ -71,10 +71,21 @@ def collect(files: tuple[Path, ...], as_json: bool) -> None:
     answer("\n".join(lines))
 
 
-def _stimuli(run: Path, systems: tuple[str, ...], texts: int, named: bool) -> list[Stimulus]:
+def _names(runs: tuple[Path, ...]) -> dict[Path, str]:
+    """What tells runs apart, by run: nothing, the folders' names, or their paths; a run named twice is one."""
+    once = {run.resolve(): "" for run in runs}
+    if len(once) == 1:
+        return once
+    names = [run.name for run in once]
+    return {run: run.name if len(set(names)) == len(names) else str(run) for run in once}
+
+
+def _stimuli(run: Path, systems: tuple[str, ...], texts: int, run_name: str) -> list[Stimulus]:
     from csm.audio import read_audio
     from evaluation.opinions import Stimulus
 
+    if run.is_file():
+        raise CsmError(f"{run} is a file.", "Name the run's folder: its samples are there.")
     scores = read_scores(run)
     wanted = systems or tuple(dict.fromkeys(name for name in ("base", scores.best) if name))
     found: list[Stimulus] = []
@@ -87,6 +98,6 @@ def _stimuli(run: Path, systems: tuple[str, ...], texts: int, named: bool) -> li
         for text in list(reversed(rows))[:texts]:
             path = run / "samples" / rows[text]["name"]
             if path.is_file():
-                label = f"{run.resolve().name}/{name}" if named else name
+                label = f"{run_name}/{name}" if run_name else name
                 found.append(Stimulus(label, text, rows[text]["seed"], *read_audio(path)))
     return found

