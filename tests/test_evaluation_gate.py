@@ -136,13 +136,6 @@ class TestLimits:
         assert found.verdict == verdict
         assert found.line.startswith(verdict.upper())
 
-    def test_without_a_base_a_margin_over_it_is_undecided(self) -> None:
-        samples = rows(np.random.default_rng(4), 6)
-        rules = [Rule("word_error_rate", at_most=0.05, over_base=True), Rule("stopped", at_least=0, over_base=True)]
-        assert exit_code(judge(rules, document(samples), noise=calibrate(samples))) == 4
-        own = Rule("word_error_rate", at_most=0.05, over_base=True, system="base")
-        assert exit_code(judge([own], document(samples, samples), noise=calibrate(samples))) == 4
-
     def test_samples_that_lack_on_one_side_are_no_change(self) -> None:
         """Equal models whose easy texts lack seeds on one side and hard ones on the other."""
         now, before = rows(np.random.default_rng(1), 5), rows(np.random.default_rng(2), 5)
