@@ -76,7 +76,7 @@ def speak_samples(
 
 
 def _note_path(generator: Generator, folder: Path, number: int, text: str, speaker: int, seed: int) -> Path:
-    settings = [generator.folder.hash, text, speaker, seed, asdict(generator.sampling())]
+    settings = [generator.folder.hash, generator.backend.dtype, text, speaker, seed, asdict(generator.sampling())]
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     return folder / f"{number:02d}-s{seed}-{key}.json"
 
