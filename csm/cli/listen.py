@@ -31,9 +31,6 @@ def listen(runs: tuple[Path, ...], output: Path, systems: tuple[str, ...], texts
     from evaluation.opinions import make_test
     from evaluation.report import write_text
 
-    names = [run.resolve().name for run in runs]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise CsmError(f"Two of the runs are called {twice}, and the answers could not tell them apart.", "Rename one.")
     page = writable(output)
     key = writable(output.with_name(f"{output.stem}.key.json"))
     stimuli = [one for run, name in _names(runs).items() for one in _stimuli(run, systems, texts, name)]
