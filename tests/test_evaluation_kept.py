@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from csm.cli.main import main as csm
 from csm.generator import load_generator
 from csm.samples import speak_samples, spoken_before
 from evaluation.memory import Memory
@@ -32,13 +30,6 @@ def test_another_speakers_sample_of_the_same_text_and_seed_is_not_taken(tmp_path
     found = spoken_before(tmp_path, TEXT, (0,), 0)
     assert found
     assert found[0].path == path
-
-
-def test_a_listening_test_of_two_runs_of_one_name_is_refused(tmp_path: Path) -> None:
-    runs = [str(tmp_path / place / "voice") for place in ("a", "b")]
-    done = CliRunner().invoke(csm, ["evaluate", "listen", *runs, "--output", str(tmp_path / "page.html")])
-    assert done.exit_code == 1
-    assert "called voice" in done.stderr
 
 
 @pytest.mark.parametrize("damaged", ['{"schema_version": 1}', '{"schema_version": 1, "answers": []}', "[]", "{"])
